@@ -1,0 +1,120 @@
+/*
+ * limits - every bound of the system, and how the bounds relate.
+ *
+ * The answer at a bound is an error of rc.tbl (mostly OVERLOADED with a retry
+ * time), never an accident. docs/limits.md is generated from this file: a
+ * line `#define NAME value / * text * /` becomes a row. Units are in the name.
+ */
+#ifndef HOLDFAST_BASE_LIMITS_H
+#define HOLDFAST_BASE_LIMITS_H
+
+/* clang-format off */
+/* Wire. */
+#define FRAME_BYTES_MAX (2u << 20)     /* One MessagePack-RPC message. */
+#define VALUE_BYTES_MAX (1u << 20)     /* One value of a class. */
+#define NAME_BYTES_MAX 512u            /* An object's name, decoded. */
+#define TENANT_BYTES_MAX 64u           /* A tenant's or environment's name. */
+#define CLASS_BYTES_MAX 64u            /* A class's name. */
+#define ADDRESS_BYTES_MAX 2048u        /* An address as it is written. */
+#define IDEM_BYTES_MAX 64u             /* An idempotency key. */
+#define PRINCIPAL_BYTES_MAX 256u       /* A principal's name. */
+#define TRACE_BYTES_MAX 64u            /* A W3C traceparent. */
+#define DEADLINE_DEFAULT_MS 5000u      /* Of a call that names none. */
+#define DEADLINE_MAX_MS 60000u         /* The longest a call may live. */
+
+/* Connections. */
+#define CONNECTIONS_MAX 4096u          /* Open client connections of a node. */
+#define CONNECTION_CALLS_MAX 8192u     /* Calls in flight on a connection. */
+#define CONNECTION_IN_BYTES (64u << 10) /* A connection's first read buffer. */
+#define CONNECTION_OUT_BYTES_MAX (64u << 20) /* Unsent answers of a connection. */
+#define CONNECTION_OUT_PAUSE_BYTES (1u << 20) /* Above it nothing new is begun. */
+#define CONNECTION_TURN_FRAMES 256u    /* Begun per connection and loop turn. */
+#define CONNECTIONS_IN_BYTES_MAX (256u << 20) /* Unfinished requests, all. */
+#define CONNECTIONS_OUT_BYTES_MAX (512u << 20) /* Unsent answers, all. */
+#define FRAME_STALL_MS 30000u          /* A begun frame must end within. */
+#define WRITE_STALL_MS 30000u          /* A reader must take something within. */
+
+/* Calls and events. */
+#define CALLS_MAX 65536u               /* Calls in flight on a node. */
+#define CALL_DEPTH_MAX 8u              /* Nested calls below a client's call. */
+#define CALL_DEPTH_SHARE 16u           /* A depth reserves 1/16 of CALLS_MAX. */
+#define MAILBOX_MAX 16384u             /* Events waiting at one object. */
+#define EVENT_EFFECTS_BYTES_MAX (2u << 20) /* What one event may change. */
+#define EVENT_ROWS_MAX 4096u           /* Rows that one event may change. */
+#define EVENT_LOADS_MAX 64u            /* Times an event may wait for storage. */
+#define RESULT_BYTES_MAX (2u << 20)    /* An answer's value. */
+#define CALLS_BYTES_MAX (512u << 20)   /* Memory of all calls in flight. */
+#define RETRY_AFTER_MS 50u             /* Advice with OVERLOADED. */
+
+/* Idempotency. */
+#define IDEM_WINDOW_DEFAULT_MS 600000u /* A record is kept at least. */
+#define IDEM_WINDOW_MAX_MS 604800000u  /* 7 days: the longest window. */
+#define IDEM_WINDOW_MIN_MS 1000u       /* The shortest `idem_ms`. */
+#define IDEM_ANSWER_BYTES_MAX 4096u    /* A recorded answer. */
+#define IDEM_KEYS_MAX 16384u           /* Records per object and principal. */
+
+/* Objects. */
+#define OBJECTS_RESIDENT_MAX 1048576u  /* Objects in memory of a node. */
+#define OBJECTS_RESIDENT_BYTES_MAX (1u << 30) /* Their memory. */
+#define OBJECT_LOAD_BYTES_MAX 65536u   /* Loaded whole up to this size. */
+#define OBJECT_PAGE_ROWS 256u          /* Rows per load of a larger one. */
+#define OBJECT_IDLE_MS 70000u          /* Evicted after this long idle. */
+#define ROW_KEY_BYTES_MAX 2304u        /* A row's key, class framing included. */
+#define TENANT_OBJECTS_MAX 10000000u   /* Default cap of a tenant's objects. */
+#define TENANT_BYTES_MAX_DEFAULT (1ull << 40) /* Default cap of its bytes. */
+#define SWEEP_ROWS 256u                /* Expired rows per sweep slice. */
+
+/* Shards, log, storage. */
+#define SHARDS_DEFAULT 16u             /* Of a new data directory. */
+#define SHARDS_MAX 64u                 /* The most of a data directory. */
+#define ENTRY_BYTES_MAX (4u << 20)     /* One log entry. */
+#define ENTRY_UNITS_MAX 4096u          /* Units in one log entry. */
+#define UNSYNCED_BYTES_MAX (64u << 20) /* What a leader may run ahead. */
+#define TRAILING_ENTRIES 8192u         /* Followers' part of a trimmed log. */
+#define BATCH_BYTES_MAX (12u << 20)    /* One batch of the log. */
+#define SEGMENT_BYTES_DEFAULT (16u << 20) /* One log segment. */
+#define SEGMENT_BYTES_MIN (1u << 20)   /* Batches and entries are cut to fit. */
+#define LOG_BYTES_DEFAULT (1024u << 20) /* All segments of a node. */
+#define RESERVE_BYTES_DEFAULT (16u << 20) /* The disk reserve. */
+#define WINDOW_MS 150u                 /* Applied effects reach SQLite within. */
+#define WINDOW_BYTES_MAX (32u << 20)   /* or when they are this much. */
+#define STATE_PAGE_BYTES 4096u         /* SQLite page size. */
+#define STATE_RESERVE_BYTES 32u        /* Reserved at the end of each page. */
+#define STATE_RANGES 16u               /* Key ranges with a set hash each. */
+#define STATE_WAL_BYTES_MAX (16u << 20) /* A state's WAL, then a checkpoint. */
+#define STATE_SLICE_ROWS 1024u         /* Rows written before loads go on. */
+#define STATE_SLICE_BYTES (1u << 20)   /* The same in bytes. */
+#define LOAD_PAGE_BYTES_MAX (4u << 20) /* Rows of one page of a load. */
+#define LAG_MS_DEFAULT 100u            /* What `lagged` may lose. */
+
+/* Class bounds. */
+#define KV_KEY_BYTES_MAX 1024u         /* A key of kv. */
+#define KV_LIST_MAX 1000u              /* Items of one page of list. */
+#define KV_LIST_DEFAULT 100u           /* Without `limit`. */
+#define KV_BATCH_OPS_MAX 1000u         /* Operations of one batch. */
+#define LIMITER_KEY_BYTES_MAX 256u     /* A key of rate_limiter. */
+#define LIMITER_CHECKS_MAX 1000u       /* Checks of one check_many. */
+#define LIMITER_KEYS_MAX 1000000u      /* Active keys of one limiter. */
+#define LIMITER_POLICIES_MAX 64u       /* Named policies of one limiter. */
+
+/* Configuration. */
+#define GRANTS_MAX 1024u               /* Rows of `grants:`. */
+#define CONFIG_BYTES_MAX (1u << 20)    /* A configuration file. */
+
+/* clang-format on */
+
+_Static_assert(VALUE_BYTES_MAX + 65536u < FRAME_BYTES_MAX,
+	       "a value fits a frame");
+_Static_assert(EVENT_EFFECTS_BYTES_MAX + 65536u < ENTRY_BYTES_MAX,
+	       "a unit fits an entry");
+_Static_assert(ENTRY_BYTES_MAX + (1u << 20) < BATCH_BYTES_MAX,
+	       "an entry fits a batch");
+_Static_assert(FRAME_BYTES_MAX <= CONNECTION_OUT_BYTES_MAX,
+	       "an answer fits a connection's output");
+_Static_assert(CALL_DEPTH_MAX + 1u < CALL_DEPTH_SHARE,
+	       "client calls keep a share of the pool");
+_Static_assert(SHARDS_DEFAULT <= SHARDS_MAX, "the default is allowed");
+_Static_assert(IDEM_WINDOW_DEFAULT_MS <= IDEM_WINDOW_MAX_MS,
+	       "the default is allowed");
+
+#endif
