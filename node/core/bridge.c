@@ -1,0 +1,756 @@
+#include "node/core/bridge.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "node/base/check.h"
+#include "node/base/logline.h"
+#include "node/core/internal.h"
+
+#define BRIDGE_MAGIC 0x42524447u
+
+/* A checkpoint is made when this much was applied since the last one, whether or
+ * not the log asks: SQLite's WAL and the next start's replay stay short. */
+#define CHECKPOINT_BYTES (64u << 20)
+
+/* The most that precedes the units in an entry. */
+#define ENTRY_HEAD_BYTES 64u
+
+/* Units that will be one entry, in order. */
+struct chunk {
+	TAILQ_ENTRY(chunk) link;
+	struct pack_w units;
+	uint32_t units_n;
+	uint64_t last_mark;
+	uint64_t stamp_ns; /* Of its entry, once collected. */
+};
+TAILQ_HEAD(chunks, chunk);
+
+/* An entry on its way: which mark it ends with. */
+struct passage {
+	uint64_t index;
+	uint64_t mark;
+	uint64_t stamp_ns;
+};
+
+/* First in, first out, on a power of two of slots. */
+struct passages {
+	struct passage *slots;
+	uint32_t cap;
+	uint64_t head; /* Next to be stored. */
+	uint64_t mid;  /* Next to be committed; head <= mid <= tail. */
+	uint64_t tail;
+};
+
+/* One leadership round for all events of a turn. */
+struct proof {
+	struct round req; /* First: the callback casts back. */
+	STAILQ_ENTRY(proof) link;     /* Among the free ones. */
+	STAILQ_ENTRY(proof) all_link; /* Among all, for the end. */
+	struct bridge *bridge;
+	uint64_t ticket;
+	uint64_t epoch;
+};
+STAILQ_HEAD(proofs, proof);
+
+struct bridge {
+	uint32_t magic;
+	struct app app;
+	struct host host;
+	struct storage_listener stored;
+	struct core *core;
+	struct env *env;
+	struct shard *shard;
+	struct space *space;
+	struct storage *storage;
+	struct storage_state state;
+	struct rounds *rounds;
+	struct bridge_config cfg;
+
+	uint64_t epoch; /* Our term while we lead, else 0. */
+	struct stamp stamp;
+	uint64_t committed_stamp;
+
+	struct chunks chunks;  /* Collected by the shard from the front. */
+	struct chunks sent;    /* Collected, waiting for submitted/refused. */
+	struct chunks spare;   /* Empty ones, kept for their memory. */
+	uint64_t next_mark;
+	struct passages passages;
+
+	struct proof *open;    /* Joinable: its round has not begun. */
+	struct proofs proofs_free;
+	struct proofs proofs_all;
+	struct env_task seal_proof;
+	uint64_t next_ticket;
+
+	uint64_t applied_bytes; /* Since the last checkpoint. */
+
+	struct storage_heads heads; /* Summing up tenants after a takeover. */
+	uint64_t heads_epoch;
+	bool heads_running;
+	uint64_t lead_stamp;
+
+	void (*closed)(void *arg);
+	void *closed_arg;
+};
+
+static struct bridge *from_app(struct app *a)
+{
+	struct bridge *b = CONTAINER_OF(a, struct bridge, app);
+
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	return b;
+}
+
+static struct bridge *from_host(struct host *h)
+{
+	struct bridge *b = CONTAINER_OF(h, struct bridge, host);
+
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	return b;
+}
+
+/* Passages. */
+
+static bool passages_push(struct passages *q, const struct passage *p)
+{
+	if (q->tail - q->head == q->cap) {
+		uint32_t cap = q->cap == 0 ? 256 : q->cap * 2;
+		struct passage *slots = malloc(cap * sizeof(*slots));
+		uint64_t i;
+
+		if (slots == NULL)
+			return false;
+		for (i = q->head; i < q->tail; i++)
+			slots[i & (cap - 1)] = q->slots[i & (q->cap - 1)];
+		free(q->slots);
+		q->slots = slots;
+		q->cap = cap;
+	}
+	q->slots[q->tail++ & (q->cap - 1)] = *p;
+	return true;
+}
+
+static void passages_clear(struct passages *q)
+{
+	q->head = 0;
+	q->mid = 0;
+	q->tail = 0;
+}
+
+/* Chunks. */
+
+static struct chunk *chunk_take(struct bridge *b)
+{
+	struct chunk *c = TAILQ_FIRST(&b->spare);
+
+	if (c != NULL) {
+		TAILQ_REMOVE(&b->spare, c, link);
+		return c;
+	}
+	c = calloc(1, sizeof(*c));
+	if (c != NULL)
+		pack_w_init(&c->units, ENTRY_BYTES_MAX - ENTRY_HEAD_BYTES);
+	return c;
+}
+
+static void chunk_put(struct bridge *b, struct chunk *c)
+{
+	/* One large event must not pin its memory for good. */
+	if (c->units.cap > (256u << 10)) {
+		pack_w_release(&c->units);
+		pack_w_init(&c->units, ENTRY_BYTES_MAX - ENTRY_HEAD_BYTES);
+	}
+	pack_w_reset(&c->units);
+	c->units_n = 0;
+	TAILQ_INSERT_HEAD(&b->spare, c, link);
+}
+
+static void chunks_drop(struct bridge *b, struct chunks *q)
+{
+	struct chunk *c;
+
+	while ((c = TAILQ_FIRST(q)) != NULL) {
+		TAILQ_REMOVE(q, c, link);
+		chunk_put(b, c);
+	}
+}
+
+static void chunks_free(struct chunks *q)
+{
+	struct chunk *c;
+
+	while ((c = TAILQ_FIRST(q)) != NULL) {
+		TAILQ_REMOVE(q, c, link);
+		pack_w_release(&c->units);
+		free(c);
+	}
+}
+
+/* The chunk that takes `bytes` more, or NULL without memory. */
+static struct chunk *chunk_for(struct bridge *b, size_t bytes)
+{
+	struct chunk *c = TAILQ_LAST(&b->chunks, chunks);
+
+	if (c != NULL && c->units_n < ENTRY_UNITS_MAX &&
+	    c->units.n + bytes + ENTRY_HEAD_BYTES <=
+		    shard_entry_bytes_max(b->shard))
+		return c;
+	c = chunk_take(b);
+	if (c != NULL)
+		TAILQ_INSERT_TAIL(&b->chunks, c, link);
+	return c;
+}
+
+/* The host of our objects. */
+
+static uint64_t host_now(struct host *h)
+{
+	struct bridge *b = from_host(h);
+
+	return stamp_now(&b->stamp, env_now_ns(b->env));
+}
+
+static uint64_t host_committed_stamp(struct host *h)
+{
+	return from_host(h)->committed_stamp;
+}
+
+static uint64_t host_propose(struct host *h, uint64_t epoch,
+			     const struct pack_w *unit, enum rc *why)
+{
+	struct bridge *b = from_host(h);
+	struct chunk *c;
+
+	PRE(unit->rc == RC_OK);
+	/* A unit carries the term of its instance: nothing computed in one
+	 * leadership is proposed in another. */
+	if (epoch != b->epoch || epoch == 0) {
+		*why = RC_TERM;
+		return 0;
+	}
+	/* Small segments have small entries, and a unit is never split. */
+	if (unit->n + ENTRY_HEAD_BYTES > shard_entry_bytes_max(b->shard)) {
+		*why = RC_OVERLOADED;
+		return 0;
+	}
+	c = chunk_for(b, unit->n);
+	if (c != NULL)
+		pack_raw(&c->units, unit->p, unit->n);
+	if (c == NULL || c->units.rc != RC_OK) {
+		*why = RC_NOMEM;
+		env_fail_stop(b->env, "no memory for effects");
+		return 0;
+	}
+	c->units_n++;
+	c->last_mark = b->next_mark++;
+	shard_want(b->shard);
+	return c->last_mark;
+}
+
+static uint64_t host_tick(struct host *h, uint64_t epoch)
+{
+	struct bridge *b = from_host(h);
+	struct chunk *c;
+
+	if (epoch != b->epoch || epoch == 0)
+		return 0;
+	/* What is collected later is stamped later: any waiting chunk is a
+	 * tick as well. */
+	c = TAILQ_LAST(&b->chunks, chunks);
+	if (c == NULL) {
+		c = chunk_for(b, 0);
+		if (c == NULL) {
+			env_fail_stop(b->env, "no memory for a tick");
+			return 0;
+		}
+		c->last_mark = b->next_mark++;
+	}
+	shard_want(b->shard);
+	return c->last_mark;
+}
+
+static void proof_done(struct round *req, enum rc rc)
+{
+	struct proof *p = CONTAINER_OF(req, struct proof, req);
+	struct bridge *b = p->bridge;
+	uint64_t ticket = p->ticket;
+	bool current = p->epoch == b->epoch && b->epoch != 0;
+
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	if (b->open == p)
+		b->open = NULL;
+	STAILQ_INSERT_HEAD(&b->proofs_free, p, link);
+	if (current)
+		space_proved(b->space, ticket, rc);
+}
+
+/* The round of this turn is about to begin: later events need another. */
+static void proof_seal(struct env_task *t)
+{
+	CONTAINER_OF(t, struct bridge, seal_proof)->open = NULL;
+}
+
+static uint64_t host_prove(struct host *h, uint64_t epoch)
+{
+	struct bridge *b = from_host(h);
+	struct proof *p = b->open;
+
+	if (epoch != b->epoch || epoch == 0)
+		return 0;
+	if (p != NULL)
+		return p->ticket;
+	p = STAILQ_FIRST(&b->proofs_free);
+	if (p != NULL) {
+		STAILQ_REMOVE_HEAD(&b->proofs_free, link);
+	} else {
+		p = calloc(1, sizeof(*p));
+		if (p == NULL)
+			return 0;
+		p->bridge = b;
+		STAILQ_INSERT_HEAD(&b->proofs_all, p, all_link);
+	}
+	p->ticket = b->next_ticket;
+	p->epoch = epoch;
+	if (round_start(b->rounds, &p->req, b->shard, proof_done) != RC_OK) {
+		STAILQ_INSERT_HEAD(&b->proofs_free, p, link);
+		return 0;
+	}
+	b->next_ticket++;
+	b->open = p;
+	env_post(b->env, &b->seal_proof);
+	return p->ticket;
+}
+
+static enum rc host_admit(struct host *h, struct pack_bytes tenant,
+			  int64_t objects, int64_t bytes, struct detail *why)
+{
+	struct bridge *b = from_host(h);
+
+	if ((objects > 0 || bytes > 0) &&
+	    log_full(core_log(b->core), b->cfg.shard.shard))
+		return detail_set(why, RC_OVERLOADED, NULL,
+				  "the log waits for a checkpoint");
+	return core_admit(b->core, b->cfg.shard.shard, tenant, objects, bytes,
+			  why);
+}
+
+static void host_call(struct host *h, struct event *ev)
+{
+	core_nested(from_host(h)->core, ev);
+}
+
+static void host_call_drop(struct host *h, struct event *ev)
+{
+	core_nested_drop(from_host(h)->core, ev);
+}
+
+static void host_random(struct host *h, void *out, size_t n)
+{
+	env_random(from_host(h)->env, out, n);
+}
+
+static const struct host_ops bridge_host_ops = {
+	.now = host_now,
+	.committed_stamp = host_committed_stamp,
+	.propose = host_propose,
+	.tick = host_tick,
+	.prove = host_prove,
+	.admit = host_admit,
+	.call = host_call,
+	.call_drop = host_call_drop,
+	.random = host_random,
+};
+
+/* Tenants' usage: summed up from the heads after a takeover, booked by
+ * host_admit from then on. Objects made since are booked already. */
+
+static void heads_head(struct storage_heads *hs, const struct oid *oid,
+		       struct pack_bytes sealed)
+{
+	struct bridge *b = hs->arg;
+	struct object_head head;
+
+	hs->after = *oid;
+	if (b->heads_epoch != b->epoch)
+		return;
+	if (object_head_read(oid, sealed, &head) != RC_OK || head.destroyed ||
+	    head.created_ns >= b->lead_stamp)
+		return;
+	core_book(b->core, b->cfg.shard.shard, head.tenant, 1,
+		  (int64_t)head.bytes);
+}
+
+static void heads_done(struct storage_heads *hs, enum rc rc, bool more)
+{
+	struct bridge *b = hs->arg;
+
+	b->heads_running = false;
+	if (rc != RC_OK || b->epoch == 0)
+		return;
+	if (b->heads_epoch != b->epoch) {
+		memset(&hs->after, 0, sizeof(hs->after));
+		b->heads_epoch = b->epoch;
+		more = true;
+	}
+	if (!more)
+		return;
+	b->heads_running = true;
+	storage_heads(b->storage, hs);
+}
+
+static void heads_begin(struct bridge *b)
+{
+	if (b->heads_running)
+		return; /* heads_done begins again for the new epoch. */
+	b->heads = (struct storage_heads){ .rows_max = 1024,
+					   .head = heads_head,
+					   .done = heads_done,
+					   .arg = b };
+	b->heads_epoch = b->epoch;
+	b->heads_running = true;
+	storage_heads(b->storage, &b->heads);
+}
+
+/* The app of our shard. */
+
+static void app_lead(struct app *a, uint64_t term)
+{
+	struct bridge *b = from_app(a);
+	bool cut = false;
+
+	PRE(b->epoch == 0);
+	b->epoch = term;
+	b->next_mark = 1;
+	b->next_ticket = 1;
+	passages_clear(&b->passages);
+	b->committed_stamp = storage_stamp(b->storage);
+	stamp_lead(&b->stamp, b->committed_stamp, storage_wall(b->storage),
+		   env_now_ns(b->env), env_wall_ms(b->env),
+		   b->env->ops->wall_synced(b->env), &cut);
+	if (cut)
+		LOG_WARN("stamp_forward_cut", F("shard", b->cfg.shard.shard),
+			 F("hours_max", 1));
+	b->lead_stamp = stamp_now(&b->stamp, env_now_ns(b->env));
+	core_unbook(b->core, b->cfg.shard.shard);
+	heads_begin(b);
+	space_lead(b->space, term, b->lead_stamp);
+	core_leads(b->core, b->cfg.shard.shard);
+}
+
+static void app_lost(struct app *a, uint64_t term)
+{
+	struct bridge *b = from_app(a);
+
+	(void)term;
+	b->epoch = 0;
+	b->open = NULL;
+	chunks_drop(b, &b->chunks);
+	passages_clear(&b->passages);
+	space_lost(b->space, term);
+}
+
+static bool app_collect(struct app *a, uint64_t term, void **data,
+			size_t *bytes)
+{
+	struct bridge *b = from_app(a);
+	struct chunk *c = TAILQ_FIRST(&b->chunks);
+	struct pack_w w;
+	uint64_t stamp_ns;
+
+	if (c == NULL || term != b->epoch)
+		return false;
+	stamp_ns = stamp_now(&b->stamp, env_now_ns(b->env));
+	pack_w_init(&w, ENTRY_BYTES_MAX);
+	if (pack_w_reserve(&w, c->units.n + ENTRY_HEAD_BYTES)) {
+		entry_begin(&w, stamp_ns, env_wall_ms(b->env), term,
+			    c->units_n);
+		pack_raw(&w, c->units.p, c->units.n);
+	}
+	if (w.rc != RC_OK) {
+		pack_w_release(&w);
+		env_fail_stop(b->env, "no memory for an entry");
+		return false;
+	}
+	stamp_seen(&b->stamp, stamp_ns);
+	c->stamp_ns = stamp_ns;
+	TAILQ_REMOVE(&b->chunks, c, link);
+	TAILQ_INSERT_TAIL(&b->sent, c, link);
+	*data = w.p;
+	*bytes = w.n;
+	return true;
+}
+
+static struct chunk *sent_pop(struct bridge *b)
+{
+	struct chunk *c = TAILQ_FIRST(&b->sent);
+
+	CHECK(c != NULL);
+	TAILQ_REMOVE(&b->sent, c, link);
+	return c;
+}
+
+static void app_submitted(struct app *a, uint64_t term, uint64_t index)
+{
+	struct bridge *b = from_app(a);
+	struct chunk *c = sent_pop(b);
+	struct passage p = { index, c->last_mark, c->stamp_ns };
+
+	if (term == b->epoch && !passages_push(&b->passages, &p))
+		env_fail_stop(b->env, "no memory for a mark");
+	chunk_put(b, c);
+}
+
+static void app_refused(struct app *a, enum rc rc)
+{
+	struct bridge *b = from_app(a);
+
+	/* The shard is about to tell that it lost its leadership; what these
+	 * units' events hear, space_lost decides. */
+	(void)rc;
+	chunk_put(b, sent_pop(b));
+}
+
+static void app_committed(struct app *a, uint64_t index)
+{
+	struct bridge *b = from_app(a);
+	struct passages *q = &b->passages;
+	uint64_t mark = 0;
+	uint64_t at = 0;
+
+	while (q->mid < q->tail) {
+		const struct passage *p = &q->slots[q->mid & (q->cap - 1)];
+
+		if (p->index > index)
+			break;
+		mark = p->mark;
+		at = p->index;
+		b->committed_stamp = p->stamp_ns;
+		q->mid++;
+	}
+	if (mark != 0)
+		space_committed(b->space, mark, at);
+}
+
+static void maybe_checkpoint(struct bridge *b, size_t bytes)
+{
+	b->applied_bytes += bytes;
+	if (b->applied_bytes < CHECKPOINT_BYTES)
+		return;
+	b->applied_bytes = 0;
+	storage_checkpoint(b->storage);
+}
+
+static enum rc app_apply(struct app *a, uint64_t index, uint64_t term,
+			 const void *data, size_t bytes)
+{
+	struct bridge *b = from_app(a);
+	enum rc rc = storage_apply(b->storage, index, term, data, bytes);
+
+	if (rc == RC_OK)
+		maybe_checkpoint(b, bytes);
+	else
+		LOG_ERROR("entry_indigestible", F("shard", b->cfg.shard.shard),
+			  F("index", index), F("code", rc_name(rc)));
+	return rc;
+}
+
+static enum rc app_applied_other(struct app *a, uint64_t index, uint64_t term,
+				 const void *conf, size_t conf_bytes)
+{
+	return storage_apply_other(from_app(a)->storage, index, term, conf,
+				   conf_bytes);
+}
+
+static void app_checkpoint(struct app *a)
+{
+	struct bridge *b = from_app(a);
+
+	b->applied_bytes = 0;
+	storage_checkpoint(b->storage);
+}
+
+static const struct app_ops bridge_app_ops = {
+	.lead = app_lead,
+	.lost = app_lost,
+	.collect = app_collect,
+	.submitted = app_submitted,
+	.refused = app_refused,
+	.committed = app_committed,
+	.apply = app_apply,
+	.applied_other = app_applied_other,
+	.checkpoint = app_checkpoint,
+};
+
+/* The listener of our storage. */
+
+static void stored_stored(struct storage_listener *l, uint64_t index)
+{
+	struct bridge *b = CONTAINER_OF(l, struct bridge, stored);
+	struct passages *q = &b->passages;
+	uint64_t mark = 0;
+
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	while (q->head < q->mid) {
+		const struct passage *p = &q->slots[q->head & (q->cap - 1)];
+
+		if (p->index > index)
+			break;
+		mark = p->mark;
+		q->head++;
+	}
+	if (mark != 0 && b->epoch != 0)
+		space_stored(b->space, mark);
+}
+
+static void stored_checkpointed(struct storage_listener *l, uint64_t index)
+{
+	struct bridge *b = CONTAINER_OF(l, struct bridge, stored);
+
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	if (b->shard != NULL)
+		shard_checkpointed(b->shard, index);
+}
+
+/* Life. */
+
+enum rc bridge_open(struct core *core, struct env *env, struct disk *disk,
+		    const struct bridge_config *cfg, struct bridge **out,
+		    struct detail *why)
+{
+	struct bridge *b = calloc(1, sizeof(*b));
+	enum rc rc;
+
+	if (b == NULL)
+		return RC_NOMEM;
+	b->magic = BRIDGE_MAGIC;
+	b->app.ops = &bridge_app_ops;
+	b->host.ops = &bridge_host_ops;
+	b->stored.stored = stored_stored;
+	b->stored.checkpointed = stored_checkpointed;
+	b->core = core;
+	b->env = env;
+	b->cfg = *cfg;
+	b->seal_proof.cb = proof_seal;
+	b->seal_proof.phase = ENV_PHASE_LOG;
+	TAILQ_INIT(&b->chunks);
+	TAILQ_INIT(&b->sent);
+	TAILQ_INIT(&b->spare);
+	STAILQ_INIT(&b->proofs_free);
+	STAILQ_INIT(&b->proofs_all);
+	rc = storage_open(env, disk, &cfg->storage, &b->stored, &b->storage,
+			  &b->state, why);
+	if (rc != RC_OK)
+		goto free_bridge;
+	rc = space_new(env, &b->host, core_residents(core), b->storage,
+		       cfg->shard.shard, &b->space);
+	if (rc != RC_OK)
+		goto discard_storage;
+	*out = b;
+	return RC_OK;
+
+discard_storage:
+	storage_discard(b->storage);
+free_bridge:
+	free(b);
+	return rc;
+}
+
+uint64_t bridge_floor(const struct bridge *b)
+{
+	return b->state.main_index;
+}
+
+enum rc bridge_attach(struct bridge *b, struct log *log, struct link *link,
+		      struct rounds *rounds, struct detail *why)
+{
+	struct shard_state state = { .index = b->state.applied_index,
+				     .term = b->state.applied_term,
+				     .synced_index = b->state.main_index,
+				     .conf_index = b->state.conf_index,
+				     .conf = b->state.conf,
+				     .conf_bytes = b->state.conf_bytes };
+
+	b->rounds = rounds;
+	return shard_open(b->env, log, link, &b->app, &b->cfg.shard, &state,
+			  &b->shard, why);
+}
+
+void bridge_start(struct bridge *b)
+{
+	shard_start(b->shard);
+}
+
+struct shard *bridge_shard(struct bridge *b)
+{
+	return b->shard;
+}
+
+struct space *bridge_space(struct bridge *b)
+{
+	return b->space;
+}
+
+struct storage *bridge_storage(struct bridge *b)
+{
+	return b->storage;
+}
+
+uint64_t bridge_node_id(const struct bridge *b)
+{
+	return b->cfg.shard.node_id;
+}
+
+static void bridge_free(struct bridge *b)
+{
+	struct proof *p;
+
+	while ((p = STAILQ_FIRST(&b->proofs_all)) != NULL) {
+		STAILQ_REMOVE_HEAD(&b->proofs_all, all_link);
+		free(p);
+	}
+	chunks_free(&b->chunks);
+	chunks_free(&b->sent);
+	chunks_free(&b->spare);
+	free(b->passages.slots);
+	b->magic = 0;
+	free(b);
+}
+
+static void storage_closed(void *arg)
+{
+	struct bridge *b = arg;
+	void (*closed)(void *) = b->closed;
+	void *closed_arg = b->closed_arg;
+
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	bridge_free(b);
+	closed(closed_arg);
+}
+
+static void shard_closed(void *arg)
+{
+	struct bridge *b = arg;
+
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	b->shard = NULL;
+	space_free(b->space);
+	b->space = NULL;
+	storage_close(b->storage, storage_closed, b);
+}
+
+void bridge_close(struct bridge *b, void (*closed)(void *arg), void *arg)
+{
+	b->closed = closed;
+	b->closed_arg = arg;
+	shard_close(b->shard, shard_closed, b);
+}
+
+void bridge_discard(struct bridge *b)
+{
+	if (b->shard != NULL)
+		shard_discard(b->shard);
+	space_discard(b->space);
+	storage_discard(b->storage);
+	bridge_free(b);
+}

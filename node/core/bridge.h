@@ -1,0 +1,48 @@
+/*
+ * bridge - joins one shard (raft-glue) to its objects and their storage
+ * (objects): the only file that sees both.
+ *
+ * Loop thread. It is the shard's `app` and the space's `host`: units of a turn
+ * become one entry (shard_want / collect), marks become log indexes and back,
+ * commits open gates, applied entries go to storage, stored and checkpointed
+ * indexes come back as marks and floors.
+ */
+#ifndef HOLDFAST_CORE_BRIDGE_H
+#define HOLDFAST_CORE_BRIDGE_H
+
+#include "node/core/core.h"
+#include "node/core/stamp.h"
+#include "objects/object.h"
+#include "raft-glue/round.h"
+#include "raft-glue/shard.h"
+
+struct bridge;
+
+struct bridge_config {
+	struct shard_config shard;
+	struct storage_config storage;
+};
+
+/*
+ * Blocking, before the loop: opens the shard's state file. The log is opened
+ * afterwards with every bridge's floor (bridge_floor), then bridge_attach opens
+ * the shard over it.
+ */
+enum rc bridge_open(struct core *core, struct env *env, struct disk *disk,
+		    const struct bridge_config *cfg, struct bridge **out,
+		    struct detail *why);
+uint64_t bridge_floor(const struct bridge *b);
+enum rc bridge_attach(struct bridge *b, struct log *log, struct link *link,
+		      struct rounds *rounds, struct detail *why);
+void bridge_start(struct bridge *b);
+
+struct shard *bridge_shard(struct bridge *b);
+struct space *bridge_space(struct bridge *b);
+struct storage *bridge_storage(struct bridge *b);
+uint64_t bridge_node_id(const struct bridge *b);
+
+/* Flush, checkpoint, stop; `closed` at the end. */
+void bridge_close(struct bridge *b, void (*closed)(void *arg), void *arg);
+void bridge_discard(struct bridge *b);
+
+#endif

@@ -1,0 +1,81 @@
+/*
+ * core - what decides about calls on a node: authority, routes, shards and
+ * their objects, without libuv, TLS, sockets or files of its own. The daemon
+ * (node/node.c) and the simulator (tests/sim/) run it unchanged.
+ *
+ * Loop thread.
+ */
+#ifndef HOLDFAST_CORE_CORE_H
+#define HOLDFAST_CORE_CORE_H
+
+#include "node/base/disk.h"
+#include "node/base/env.h"
+#include "node/base/link.h"
+#include "node/core/bind.h"
+#include "raft-glue/identity.h"
+#include "raft-glue/log.h"
+
+struct core;
+struct call;
+struct bridge;
+struct space;
+
+struct core_config {
+	uint32_t calls_max;
+	uint32_t objects_max;
+	uint64_t objects_bytes_max;
+	uint32_t object_idle_ms;
+	uint32_t window_ms;
+	uint32_t window_bytes;
+	uint64_t log_bytes_max;
+	uint64_t reserve_bytes;
+	uint64_t tenant_objects_max;
+	uint64_t tenant_bytes_max;
+	uint32_t election_ms;
+	uint32_t heartbeat_ms;
+};
+void core_config_default(struct core_config *cfg);
+
+/*
+ * Format an empty data directory: log, ballot, state directory, identity last.
+ * Blocking. `id` comes with node_id, node_name, shards, segment_bytes.
+ */
+enum rc core_format(struct disk *disk, struct env *env, struct identity *id,
+		    struct detail *why);
+
+/*
+ * Open a formatted data directory: identity (a new boot), state files, ballot,
+ * log, shards. Blocking; on RC_OK the loop must run; `ready` (may be NULL) fires
+ * once when this node leads or follows every shard. The bind stays the
+ * caller's.
+ */
+enum rc core_open(struct env *env, struct disk *disk, struct link *link,
+		  const struct core_config *cfg, struct bind *bind,
+		  void (*ready)(void *arg), void *arg, struct core **out,
+		  struct detail *why);
+/* Refuse new calls with OVERLOADED; calls in flight go on. */
+void core_drain(struct core *core);
+/* Checkpoint everything and end; calls in flight end first (their deadlines
+ * bound it). */
+void core_close(struct core *core, void (*closed)(void *arg), void *arg);
+/* The simulator's kill. */
+void core_discard(struct core *core);
+
+const struct identity *core_identity(const struct core *core);
+const struct bind *core_bind(const struct core *core);
+struct log *core_log(struct core *core);
+uint32_t core_shards(const struct core *core);
+struct bridge *core_bridge(struct core *core, uint32_t shard);
+
+struct core_stats {
+	uint64_t calls;       /* Begun. */
+	uint64_t calls_open;
+	uint64_t calls_bytes;
+	uint64_t by_rc[64];   /* Ended, per wire code. */
+	/* CPU and latency by stage of a call, ns, sums over `calls`. */
+	uint64_t parse_ns;
+	uint64_t run_ns;
+};
+void core_stats(const struct core *core, struct core_stats *out);
+
+#endif
