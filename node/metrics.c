@@ -1,0 +1,763 @@
+#include "node/metrics.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "node/base/check.h"
+#include "node/base/crypto.h"
+#include "node/base/limits.h"
+#include "node/core/bridge.h"
+#include "raft-glue/placement.h"
+
+#define METRICS_MAGIC 0x4d455452u
+#define LISTING_MAGIC 0x4c495354u
+
+#define LISTING_ITEMS_MAX 1000u
+#define LISTING_ITEMS_DEFAULT 100u
+
+struct metrics {
+	uint32_t magic;
+	struct env *env;
+	struct core *core;
+	struct rpc *rpc;
+	uint64_t started_ns;
+	uv_check_t check;     /* Poll has returned: the turn begins. */
+	uv_prepare_t prepare; /* Poll is next: the turn has ended. */
+	uint64_t turn_ns;
+	uint64_t stall_ns;
+	unsigned open_handles;
+};
+
+/* The longest turn is what every other client waits for. */
+static void turn_begins(uv_check_t *h)
+{
+	struct metrics *m = h->data;
+
+	m->turn_ns = env_now_ns(m->env);
+}
+
+static void turn_ends(uv_prepare_t *h)
+{
+	struct metrics *m = h->data;
+	uint64_t took;
+
+	if (m->turn_ns == 0)
+		return;
+	took = env_now_ns(m->env) - m->turn_ns;
+	if (took > m->stall_ns)
+		m->stall_ns = took;
+}
+
+/* Everything that is counted, at one moment. */
+struct sample {
+	double up_s;
+	double cpu_s;
+	double rss_bytes;
+	double stall_s;
+	double connections;
+	double accepted;
+	double broken;
+	double bytes_in;
+	double bytes_out;
+	double frames;
+	double writes;
+	double calls_open;
+	double resident;
+	double resident_bytes;
+	double loads;
+	double evictions;
+	double batches;
+	double syncs;
+	double log_bytes;
+	double sync_s;
+	double sync_max_s;
+	double segments;
+	double live_bytes;
+	double flushes;
+	double rows;
+	double checkpoints;
+};
+
+static uint64_t rss_bytes(void)
+{
+	unsigned long size;
+	unsigned long pages = 0;
+	FILE *f = fopen("/proc/self/statm", "re");
+
+	if (f == NULL)
+		return 0;
+	if (fscanf(f, "%lu %lu", &size, &pages) != 2)
+		pages = 0;
+	fclose(f);
+	return (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+static uint64_t cpu_us(void)
+{
+	struct rusage u;
+
+	if (getrusage(RUSAGE_SELF, &u) != 0)
+		return 0;
+	return ((uint64_t)u.ru_utime.tv_sec + (uint64_t)u.ru_stime.tv_sec) *
+		       1000000u +
+	       (uint64_t)u.ru_utime.tv_usec + (uint64_t)u.ru_stime.tv_usec;
+}
+
+static void sample_shards(struct metrics *m, struct sample *s)
+{
+	struct storage_stats storage;
+	struct space_stats space;
+	uint32_t i;
+
+	for (i = 0; i < core_shards(m->core); i++) {
+		struct bridge *b = core_bridge(m->core, i);
+
+		space_stats(bridge_space(b), &space);
+		storage_stats(bridge_storage(b), &storage);
+		s->resident += (double)space.resident;
+		s->resident_bytes += (double)space.resident_bytes;
+		s->loads += (double)space.loads;
+		s->evictions += (double)space.evictions;
+		s->flushes += (double)storage.flushes;
+		s->rows += (double)storage.rows_written;
+		s->checkpoints += (double)storage.checkpoints;
+	}
+}
+
+static void sample_take(struct metrics *m, struct sample *s)
+{
+	struct core_stats core;
+	struct rpc_stats rpc;
+	struct log_stats log;
+
+	memset(s, 0, sizeof(*s));
+	core_stats(m->core, &core);
+	rpc_stats(m->rpc, &rpc);
+	log_stats(core_log(m->core), &log);
+	s->up_s = (double)(env_now_ns(m->env) - m->started_ns) / 1e9;
+	s->cpu_s = (double)cpu_us() / 1e6;
+	s->rss_bytes = (double)rss_bytes();
+	s->stall_s = (double)m->stall_ns / 1e9;
+	s->connections = (double)rpc.connections;
+	s->accepted = (double)rpc.accepted;
+	s->broken = (double)rpc.broken;
+	s->bytes_in = (double)rpc.bytes_in;
+	s->bytes_out = (double)rpc.bytes_out;
+	s->frames = (double)rpc.frames;
+	s->writes = (double)rpc.writes;
+	s->calls_open = (double)core.calls_open;
+	s->batches = (double)log.batches;
+	s->syncs = (double)log.syncs;
+	s->log_bytes = (double)log.bytes;
+	s->sync_s = (double)log.sync_ns_sum / 1e9;
+	s->sync_max_s = (double)log.sync_ns_max / 1e9;
+	s->segments = (double)log.segments;
+	s->live_bytes = (double)log.live_bytes;
+	sample_shards(m, s);
+}
+
+/* Prometheus text format 0.0.4. */
+
+struct page {
+	char *p;
+	size_t n;
+	size_t cap;
+};
+
+static void page_add(struct page *page, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
+
+static void page_add(struct page *page, const char *fmt, ...)
+{
+	va_list args;
+	int n;
+
+	va_start(args, fmt);
+	n = vsnprintf(page->p + page->n, page->cap - page->n, fmt, args);
+	va_end(args);
+	if (n > 0 && (size_t)n < page->cap - page->n)
+		page->n += (size_t)n;
+}
+
+static void page_codes(struct metrics *m, struct page *page)
+{
+	struct core_stats core;
+	size_t i;
+
+	core_stats(m->core, &core);
+	page_add(page, "# HELP holdfast_calls_total Calls that ended, by "
+		       "code.\n# TYPE holdfast_calls_total counter\n");
+	for (i = 0; i < ARRAY_LEN(core.by_rc); i++)
+		if (core.by_rc[i] > 0)
+			page_add(page,
+				 "holdfast_calls_total{code=\"%s\"} %" PRIu64
+				 "\n",
+				 rc_name((enum rc)i), core.by_rc[i]);
+}
+
+static void host_metrics(void *arg, struct pack_w *out)
+{
+	struct metrics *m = arg;
+	struct page page = { .cap = 65536 };
+	struct sample s;
+
+	CHECK_OBJ(m, METRICS_MAGIC);
+	page.p = malloc(page.cap);
+	if (page.p == NULL) {
+		out->rc = RC_NOMEM;
+		return;
+	}
+	sample_take(m, &s);
+#define METRIC(name, type, field, help) \
+	page_add(&page, \
+		 "# HELP " #name " " help "\n# TYPE " #name " " #type \
+		 "\n" #name " %.9g\n", \
+		 s.field);
+#include "node/metrics.tbl"
+#undef METRIC
+	page_codes(m, &page);
+	pack_str(out, page.p, page.n);
+	free(page.p);
+}
+
+/* status */
+
+static void put_u64(struct pack_w *w, const char *key, uint64_t v)
+{
+	pack_cstr(w, key);
+	pack_u64(w, v);
+}
+
+static void put_str(struct pack_w *w, const char *key, const char *v)
+{
+	pack_cstr(w, key);
+	pack_cstr(w, v);
+}
+
+static void status_shard(struct bridge *b, struct pack_w *w)
+{
+	struct shard *s = bridge_shard(b);
+	struct storage *st = bridge_storage(b);
+	struct space_stats space;
+	uint64_t term;
+
+	space_stats(bridge_space(b), &space);
+	pack_map(w, 11);
+	put_u64(w, "shard", shard_number(s));
+	put_str(w, "role", shard_leads(s, &term) ? "owner" : "follower");
+	put_u64(w, "leader", shard_leader(s));
+	put_u64(w, "term", shard_term(s));
+	put_u64(w, "last_index", shard_last_index(s));
+	put_u64(w, "durable_index", shard_durable_index(s));
+	put_u64(w, "commit_index", shard_commit_index(s));
+	put_u64(w, "applied_index", storage_applied(st));
+	put_u64(w, "checkpointed_index", storage_checkpointed(st));
+	put_u64(w, "resident", space.resident);
+	put_u64(w, "waiting", space.waiting);
+}
+
+static void status_log(const struct log_stats *log, struct pack_w *w)
+{
+	pack_map(w, 8);
+	put_u64(w, "batches", log->batches);
+	put_u64(w, "syncs", log->syncs);
+	put_u64(w, "bytes", log->bytes);
+	put_u64(w, "sync_us_mean",
+		log->batches == 0 ? 0 :
+				    log->sync_ns_sum / log->batches / 1000u);
+	put_u64(w, "sync_us_max", log->sync_ns_max / 1000u);
+	put_u64(w, "segments", log->segments);
+	put_u64(w, "live_bytes", log->live_bytes);
+	put_u64(w, "bytes_max", log->bytes_max);
+}
+
+static void host_status(void *arg, const struct caller *caller,
+			bool reset_stall, struct pack_w *w)
+{
+	struct metrics *m = arg;
+	const struct identity *id = core_identity(m->core);
+	char cluster[2 * ID_BYTES + 1];
+	struct log_stats log;
+	struct sample s;
+	uint32_t i;
+
+	(void)caller;
+	CHECK_OBJ(m, METRICS_MAGIC);
+	sample_take(m, &s);
+	log_stats(core_log(m->core), &log);
+	hex_encode(id->cluster_id, ID_BYTES, cluster);
+	pack_map(w, 17);
+	put_str(w, "node", id->node_name);
+	put_u64(w, "node_id", id->node_id);
+	put_str(w, "cluster", cluster);
+	put_str(w, "version", HOLDFAST_VERSION);
+	put_u64(w, "boot", id->boot);
+	put_u64(w, "pid", (uint64_t)getpid());
+	put_u64(w, "up_ms", (uint64_t)(s.up_s * 1000));
+	put_u64(w, "cpu_us", cpu_us());
+	put_u64(w, "rss_bytes", rss_bytes());
+	put_u64(w, "syncs", log.syncs);
+	put_u64(w, "loop_stall_max_us", m->stall_ns / 1000u);
+	put_u64(w, "connections", (uint64_t)s.connections);
+	put_u64(w, "calls_open", (uint64_t)s.calls_open);
+	put_u64(w, "objects_resident", (uint64_t)s.resident);
+	put_u64(w, "objects_resident_bytes", (uint64_t)s.resident_bytes);
+	pack_cstr(w, "log");
+	status_log(&log, w);
+	pack_cstr(w, "shards");
+	pack_array(w, core_shards(m->core));
+	for (i = 0; i < core_shards(m->core); i++)
+		status_shard(core_bridge(m->core, i), w);
+	if (reset_stall)
+		m->stall_ns = 0;
+}
+
+/* objects and object: heads, read on the storage worker, filtered by what the
+ * caller may see. A listing goes shard by shard; its cursor is shard and id. */
+
+struct listing {
+	uint32_t magic;
+	struct metrics *m;
+	struct rpc_slot *slot;
+	char principal[PRINCIPAL_BYTES_MAX + 1];
+	char tenant[TENANT_BYTES_MAX + 1];
+	char env[TENANT_BYTES_MAX + 1];
+	char cls[CLASS_BYTES_MAX + 1]; /* "": all */
+	uint32_t limit;
+	uint32_t shard;
+	uint32_t n;
+	struct pack_w items;
+	struct oid last;
+	bool full;
+	struct storage_heads heads;
+	/* object: one head. */
+	struct storage_load load;
+	struct address addr;
+	char address[ADDRESS_BYTES_MAX + 1];
+};
+
+static struct pack_bytes text(const char *s)
+{
+	return (struct pack_bytes){ (const uint8_t *)s, strlen(s) };
+}
+
+static void listing_free(struct listing *l)
+{
+	pack_w_release(&l->items);
+	l->magic = 0;
+	free(l);
+}
+
+static void listing_refuse(struct listing *l, enum rc rc,
+			   const struct detail *why)
+{
+	struct answer a = { .rc = rc,
+			    .outcome = OUTCOME_REFUSED,
+			    .why = why,
+			    .retry_after_ms = -1 };
+
+	rpc_answer(l->slot, &a);
+	listing_free(l);
+}
+
+static void listing_value(struct listing *l, const struct pack_w *w)
+{
+	struct answer a = { .rc = w->rc == RC_OK ? RC_OK : RC_OVERLOADED,
+			    .outcome = OUTCOME_REFUSED,
+			    .result = { w->p, w->n },
+			    .retry_after_ms = -1 };
+
+	rpc_answer(l->slot, &a);
+	listing_free(l);
+}
+
+static void item_write(const struct oid *oid, const struct object_head *head,
+		       uint32_t shard, struct pack_w *w)
+{
+	char address[ADDRESS_BYTES_MAX + 1];
+	char id[2 * OID_BYTES + 1];
+
+	address_write(head->tenant, head->env, head->cls, head->name, oid,
+		      address, sizeof(address));
+	hex_encode(oid->b, OID_BYTES, id);
+	pack_map(w, 7);
+	put_str(w, "id", id);
+	put_str(w, "address", address);
+	put_u64(w, "rev", head->rev);
+	put_u64(w, "rows", head->rows);
+	put_u64(w, "bytes", head->bytes);
+	pack_cstr(w, "destroyed");
+	pack_bool(w, head->destroyed);
+	put_u64(w, "shard", shard);
+}
+
+static bool listing_wants(const struct listing *l,
+			  const struct object_head *head)
+{
+	struct address a = { .tenant = head->tenant,
+			     .env = head->env,
+			     .cls = head->cls,
+			     .name = head->name,
+			     .by_id = head->name.n == 0 };
+
+	if (!pack_bytes_eq(head->tenant, l->tenant, strlen(l->tenant)) ||
+	    !pack_bytes_eq(head->env, l->env, strlen(l->env)))
+		return false;
+	if (l->cls[0] != '\0' &&
+	    !pack_bytes_eq(head->cls, l->cls, strlen(l->cls)))
+		return false;
+	return bind_rights(core_bind(l->m->core), text(l->principal), &a) != 0;
+}
+
+static void listing_head(struct storage_heads *h, const struct oid *oid,
+			 struct pack_bytes sealed)
+{
+	struct listing *l = h->arg;
+	struct object_head head;
+
+	if (l->full)
+		return;
+	h->after = *oid;
+	if (object_head_read(oid, sealed, &head) != RC_OK ||
+	    !listing_wants(l, &head))
+		return;
+	item_write(oid, &head, l->shard, &l->items);
+	l->last = *oid;
+	if (++l->n == l->limit)
+		l->full = true;
+}
+
+static void listing_end(struct listing *l, bool more)
+{
+	char cursor[8 + 2 * OID_BYTES + 1];
+	struct pack_w w;
+	int n;
+
+	pack_w_init(&w, RESULT_BYTES_MAX);
+	pack_map(&w, more ? 2 : 1);
+	pack_cstr(&w, "items");
+	pack_array(&w, l->n);
+	pack_raw(&w, l->items.p, l->items.n);
+	if (more) {
+		n = snprintf(cursor, sizeof(cursor), "%" PRIu32 ".", l->shard);
+		hex_encode(l->last.b, OID_BYTES, cursor + n);
+		put_str(&w, "next", cursor);
+	}
+	if (l->items.rc != RC_OK)
+		w.rc = l->items.rc;
+	listing_value(l, &w);
+	pack_w_release(&w);
+}
+
+static void listing_done(struct storage_heads *h, enum rc rc, bool more)
+{
+	struct listing *l = h->arg;
+
+	CHECK_OBJ(l, LISTING_MAGIC);
+	if (rc != RC_OK) {
+		listing_refuse(l, RC_INTERNAL, NULL);
+		return;
+	}
+	if (l->full) {
+		listing_end(l, more || l->shard + 1 < core_shards(l->m->core));
+		return;
+	}
+	if (!more) {
+		memset(&h->after, 0, sizeof(h->after));
+		if (++l->shard == core_shards(l->m->core)) {
+			listing_end(l, false);
+			return;
+		}
+	}
+	storage_heads(bridge_storage(core_bridge(l->m->core, l->shard)), h);
+}
+
+static enum rc copy_word(struct pack_bytes b, const char *field, char *out,
+			 size_t n, struct detail *why)
+{
+	if (b.n == 0 || b.n >= n || memchr(b.p, 0, b.n) != NULL)
+		return detail_set(why, RC_INVALID, field,
+				  "has 1 to %zu bytes", n - 1);
+	memcpy(out, b.p, b.n);
+	out[b.n] = '\0';
+	return RC_OK;
+}
+
+static enum rc cursor_read(struct listing *l, struct pack_bytes b,
+			   struct detail *why)
+{
+	const uint8_t *dot = b.n == 0 ? NULL : memchr(b.p, '.', b.n);
+	uint32_t shard = 0;
+	const uint8_t *p;
+
+	if (dot == NULL || dot == b.p || dot - b.p > 2)
+		goto bad;
+	for (p = b.p; p < dot; p++) {
+		if (*p < '0' || *p > '9')
+			goto bad;
+		shard = shard * 10 + (uint32_t)(*p - '0');
+	}
+	if (shard >= core_shards(l->m->core) ||
+	    hex_decode((const char *)dot + 1,
+		       b.n - (size_t)(dot + 1 - b.p), l->heads.after.b,
+		       OID_BYTES) != RC_OK)
+		goto bad;
+	l->shard = shard;
+	return RC_OK;
+bad:
+	return detail_set(why, RC_INVALID, "after",
+			  "this is no cursor of a listing");
+}
+
+static enum rc listing_option(struct listing *l, struct pack_bytes key,
+			      struct pack_r *r, struct detail *why)
+{
+	struct pack_bytes b = { NULL, 0 };
+	uint64_t limit;
+
+	if (pack_bytes_eq(key, "limit", 5)) {
+		if (pack_get_u64(r, &limit) != RC_OK || limit == 0 ||
+		    limit > LISTING_ITEMS_MAX)
+			return detail_set(why, RC_INVALID, "limit",
+					  "is between 1 and %u",
+					  LISTING_ITEMS_MAX);
+		l->limit = (uint32_t)limit;
+		return RC_OK;
+	}
+	if (pack_get_bytes(r, &b) != RC_OK)
+		b.n = 0;
+	if (pack_bytes_eq(key, "tenant", 6))
+		return copy_word(b, "tenant", l->tenant, sizeof(l->tenant),
+				 why);
+	if (pack_bytes_eq(key, "env", 3))
+		return copy_word(b, "env", l->env, sizeof(l->env), why);
+	if (pack_bytes_eq(key, "class", 5))
+		return copy_word(b, "class", l->cls, sizeof(l->cls), why);
+	if (pack_bytes_eq(key, "after", 5))
+		return cursor_read(l, b, why);
+	return detail_set(why, RC_INVALID, "params",
+			  "a listing takes tenant, env, class, after, limit");
+}
+
+static enum rc listing_params(struct listing *l, struct pack_bytes params,
+			      struct detail *why)
+{
+	struct pack_r r = pack_reader(params.p, params.n);
+	struct pack_bytes key;
+	uint32_t n;
+	uint32_t pairs;
+	enum rc rc = RC_OK;
+
+	if (pack_get_array(&r, &n) != RC_OK || n == 0)
+		return RC_OK;
+	if (pack_get_map(&r, &pairs) != RC_OK)
+		return detail_set(why, RC_INVALID, "params",
+				  "a listing takes a map");
+	while (pairs-- > 0 && rc == RC_OK) {
+		if (pack_get_bytes(&r, &key) != RC_OK)
+			return detail_set(why, RC_INVALID, "params",
+					  "a key is a string");
+		rc = listing_option(l, key, &r, why);
+	}
+	return rc;
+}
+
+static struct listing *listing_new(struct metrics *m,
+				   const struct caller *caller,
+				   struct rpc_slot *slot)
+{
+	struct listing *l = calloc(1, sizeof(*l));
+
+	if (l == NULL)
+		return NULL;
+	l->magic = LISTING_MAGIC;
+	l->m = m;
+	l->slot = slot;
+	l->limit = LISTING_ITEMS_DEFAULT;
+	snprintf(l->principal, sizeof(l->principal), "%.*s",
+		 (int)caller->principal.n, (const char *)caller->principal.p);
+	snprintf(l->tenant, sizeof(l->tenant), "%.*s", (int)caller->tenant.n,
+		 (const char *)caller->tenant.p);
+	snprintf(l->env, sizeof(l->env), "%.*s", (int)caller->env.n,
+		 (const char *)caller->env.p);
+	pack_w_init(&l->items, RESULT_BYTES_MAX);
+	return l;
+}
+
+static void refuse_nomem(struct rpc_slot *slot)
+{
+	struct answer a = { .rc = RC_OVERLOADED,
+			    .outcome = OUTCOME_REFUSED,
+			    .retry_after_ms = RETRY_AFTER_MS };
+
+	rpc_answer(slot, &a);
+}
+
+static void host_objects(void *arg, const struct caller *caller,
+			 struct pack_bytes params, struct rpc_slot *slot)
+{
+	struct metrics *m = arg;
+	struct detail why = { { 0 }, { 0 } };
+	struct listing *l = listing_new(m, caller, slot);
+	enum rc rc;
+
+	CHECK_OBJ(m, METRICS_MAGIC);
+	if (l == NULL) {
+		refuse_nomem(slot);
+		return;
+	}
+	l->heads.rows_max = 512;
+	l->heads.head = listing_head;
+	l->heads.done = listing_done;
+	l->heads.arg = l;
+	rc = listing_params(l, params, &why);
+	if (rc != RC_OK) {
+		listing_refuse(l, rc, &why);
+		return;
+	}
+	storage_heads(bridge_storage(core_bridge(m->core, l->shard)),
+		      &l->heads);
+}
+
+static void object_row(struct storage_load *load, const struct unit_row *row)
+{
+	(void)load;
+	(void)row;
+}
+
+static void object_done(struct storage_load *load, enum rc rc)
+{
+	struct listing *l = load->arg;
+	struct object_head head;
+	struct pack_w w;
+
+	CHECK_OBJ(l, LISTING_MAGIC);
+	if (rc == RC_OK && load->head.p == NULL) {
+		listing_refuse(l, RC_NOT_FOUND, NULL);
+		return;
+	}
+	if (rc != RC_OK ||
+	    object_head_read(&l->addr.oid, load->head, &head) != RC_OK) {
+		listing_refuse(l, RC_INTERNAL, NULL);
+		return;
+	}
+	pack_w_init(&w, RESULT_BYTES_MAX);
+	item_write(&l->addr.oid, &head, l->shard, &w);
+	listing_value(l, &w);
+	pack_w_release(&w);
+}
+
+static enum rc object_params(struct listing *l, struct pack_bytes params,
+			     struct detail *why)
+{
+	const struct identity *id = core_identity(l->m->core);
+	struct pack_r r = pack_reader(params.p, params.n);
+	struct pack_bytes name;
+	uint32_t n;
+	enum rc rc;
+
+	if (pack_get_array(&r, &n) != RC_OK || n != 1 ||
+	    pack_get_bytes(&r, &name) != RC_OK || name.n > ADDRESS_BYTES_MAX)
+		return detail_set(why, RC_INVALID, "address",
+				  "object takes an address");
+	/* The request's bytes are gone when storage answers. */
+	memcpy(l->address, name.p, name.n);
+	name.p = (const uint8_t *)l->address;
+	rc = address_parse(name, text(l->tenant), text(l->env), &l->addr, why);
+	if (rc != RC_OK)
+		return rc;
+	if (bind_rights(core_bind(l->m->core), text(l->principal), &l->addr) ==
+	    0)
+		return RC_NOT_FOUND;
+	if (!l->addr.by_id)
+		placement_id(id->hash_key, l->addr.tenant, l->addr.env,
+			     l->addr.cls, l->addr.name, &l->addr.oid);
+	l->shard = placement_shard(id->hash_key, &l->addr.oid, id->shards);
+	return RC_OK;
+}
+
+static void host_object(void *arg, const struct caller *caller,
+			struct pack_bytes params, struct rpc_slot *slot)
+{
+	struct metrics *m = arg;
+	struct detail why = { { 0 }, { 0 } };
+	struct listing *l = listing_new(m, caller, slot);
+	enum rc rc;
+
+	CHECK_OBJ(m, METRICS_MAGIC);
+	if (l == NULL) {
+		refuse_nomem(slot);
+		return;
+	}
+	rc = object_params(l, params, &why);
+	if (rc != RC_OK) {
+		listing_refuse(l, rc, &why);
+		return;
+	}
+	l->load = (struct storage_load){ .oid = l->addr.oid,
+					 .what = LOAD_KEYS,
+					 .row = object_row,
+					 .done = object_done,
+					 .arg = l };
+	storage_load(bridge_storage(core_bridge(m->core, l->shard)), &l->load);
+}
+
+/* Life. */
+
+enum rc metrics_open(uv_loop_t *loop, struct env *env, struct core *core,
+		     struct metrics **out)
+{
+	struct metrics *m = calloc(1, sizeof(*m));
+
+	if (m == NULL)
+		return RC_NOMEM;
+	m->magic = METRICS_MAGIC;
+	m->env = env;
+	m->core = core;
+	m->started_ns = env_now_ns(env);
+	uv_check_init(loop, &m->check);
+	uv_prepare_init(loop, &m->prepare);
+	m->check.data = m;
+	m->prepare.data = m;
+	m->open_handles = 2;
+	uv_check_start(&m->check, turn_begins);
+	uv_prepare_start(&m->prepare, turn_ends);
+	*out = m;
+	return RC_OK;
+}
+
+void metrics_host(struct metrics *m, struct rpc_host *host)
+{
+	*host = (struct rpc_host){ .arg = m,
+				   .status = host_status,
+				   .metrics = host_metrics,
+				   .objects = host_objects,
+				   .object = host_object };
+}
+
+void metrics_rpc(struct metrics *m, struct rpc *rpc)
+{
+	m->rpc = rpc;
+}
+
+static void metrics_closed(uv_handle_t *h)
+{
+	struct metrics *m = h->data;
+
+	CHECK_OBJ(m, METRICS_MAGIC);
+	if (--m->open_handles > 0)
+		return;
+	m->magic = 0;
+	free(m);
+}
+
+void metrics_close(struct metrics *m)
+{
+	uv_close((uv_handle_t *)&m->check, metrics_closed);
+	uv_close((uv_handle_t *)&m->prepare, metrics_closed);
+}

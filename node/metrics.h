@@ -1,0 +1,23 @@
+/*
+ * metrics - what the node tells about itself: status, Prometheus metrics, and
+ * the listings of objects.
+ *
+ * Loop thread. Every counter of `metrics` is a row of metrics.tbl.
+ */
+#ifndef HOLDFAST_NODE_METRICS_H
+#define HOLDFAST_NODE_METRICS_H
+
+#include "node/rpc.h"
+
+struct metrics;
+
+enum rc metrics_open(uv_loop_t *loop, struct env *env, struct core *core,
+		     struct metrics **out);
+/* Fills `host` with what rpc asks. */
+void metrics_host(struct metrics *m, struct rpc_host *host);
+void metrics_rpc(struct metrics *m, struct rpc *rpc);
+/* Ends with the loop: its handles close asynchronously, then it is freed. The
+ * core must be closed before. */
+void metrics_close(struct metrics *m);
+
+#endif

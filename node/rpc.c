@@ -1,0 +1,1067 @@
+#include "node/rpc.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "client/proto/frame.h"
+#include "client/proto/method.h"
+#include "node/base/check.h"
+#include "node/base/crypto.h"
+#include "node/base/limits.h"
+#include "node/base/logline.h"
+#include "node/base/pool.h"
+#include "node/core/internal.h"
+
+#define RPC_MAGIC 0x52504353u
+#define CONN_MAGIC 0x434f4e4eu
+#define SLOT_MAGIC 0x534c4f54u
+
+#define SWEEP_MS 1000u
+#define PROTOCOL_VERSION 1u
+
+struct conn;
+
+struct rpc_slot {
+	uint32_t magic;
+	uint32_t id;        /* The request's, as the client numbers it. */
+	struct conn *conn;
+	struct call *call;  /* NULL: not a call. */
+	LIST_ENTRY(rpc_slot) link;
+};
+
+struct conn {
+	uint32_t magic;
+	bool closing;
+	bool closed;  /* libuv is done with the handle. */
+	bool eof;     /* The client sends no more, but may still read. */
+	bool reading;
+	bool dirty;   /* In the list of those with something to write. */
+	bool waiting; /* In the list of those with frames left to begin. */
+	bool writing; /* A uv_write is under way. */
+	struct rpc *rpc;
+	union {
+		uv_handle_t handle;
+		uv_stream_t stream;
+		uv_pipe_t pipe;
+	};
+	struct caller caller;
+	char principal[PRINCIPAL_BYTES_MAX + 1];
+	uint64_t number;
+
+	uint8_t *in; /* in_at..in_n is unparsed. */
+	size_t in_at;
+	size_t in_n;
+	size_t in_cap;
+	struct frame_reader reader;
+	uint64_t partial_ms; /* Since when a frame is unfinished; 0: none. */
+
+	struct pack_w out;    /* Filled by answers. */
+	struct pack_w wire;   /* Being written by libuv. */
+	size_t wire_at;
+	uint64_t stuck_ms;    /* Since when nothing could be written. */
+	uv_write_t write;
+
+	uint32_t calls;
+	LIST_HEAD(, rpc_slot) slots;
+	LIST_HEAD(, rpc_slot) dying; /* Cancelled, not yet ended. */
+	TAILQ_ENTRY(conn) link;
+	STAILQ_ENTRY(conn) dirty_link;
+	STAILQ_ENTRY(conn) waiting_link;
+};
+
+struct rpc {
+	uint32_t magic;
+	uv_loop_t *loop;
+	struct env *env;
+	struct core *core;
+	struct rpc_host host;
+	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
+	uint32_t connections_max;
+	union {
+		uv_handle_t handle;
+		uv_stream_t stream;
+		uv_pipe_t pipe;
+	};
+	bool listening;
+	bool closing;
+	uint32_t open_handles;
+	struct pool slots;
+	TAILQ_HEAD(, conn) conns;
+	STAILQ_HEAD(, conn) dirty;
+	STAILQ_HEAD(, conn) waiting;
+	struct env_task send_task;
+	struct env_timer again; /* Begins what a turn left over. */
+	struct env_timer sweep;
+	uint64_t in_bytes;
+	uint64_t out_bytes;
+	uint64_t next_number;
+	uint64_t next_id;
+	struct rpc_stats stats;
+	void (*closed)(void *arg);
+	void *closed_arg;
+};
+
+static void conn_close(struct conn *c);
+static void conn_begin(struct conn *c);
+static void conn_maybe_end(struct conn *c);
+
+/* Writing. */
+
+static void conn_dirty(struct conn *c)
+{
+	struct rpc *rpc = c->rpc;
+
+	if (c->dirty || c->closing)
+		return;
+	c->dirty = true;
+	STAILQ_INSERT_TAIL(&rpc->dirty, c, dirty_link);
+	env_post(rpc->env, &rpc->send_task);
+}
+
+static bool conn_out_full(const struct conn *c)
+{
+	return c->out.n + (c->wire.n - c->wire_at) > CONNECTION_OUT_PAUSE_BYTES;
+}
+
+/* A client's failing to read closes its connection, nobody else's. */
+static void conn_out_check(struct conn *c, size_t before)
+{
+	struct rpc *rpc = c->rpc;
+
+	rpc->out_bytes += c->out.n - before;
+	if (c->out.rc == RC_OK && rpc->out_bytes <= CONNECTIONS_OUT_BYTES_MAX)
+		return;
+	LOG_WARN("connection_unread", F("connection", c->number),
+		 F("bytes", c->out.n));
+	rpc->stats.broken++;
+	conn_close(c);
+}
+
+static void conn_written(uv_write_t *req, int status)
+{
+	struct conn *c = req->data;
+
+	CHECK_OBJ(c, CONN_MAGIC);
+	c->writing = false;
+	c->rpc->out_bytes -= c->wire.n - c->wire_at;
+	c->wire_at = 0;
+	pack_w_reset(&c->wire);
+	c->stuck_ms = 0;
+	if (c->closing)
+		return;
+	if (status < 0) {
+		conn_close(c);
+		return;
+	}
+	if (c->out.n > 0)
+		conn_dirty(c);
+	if (c->eof)
+		conn_maybe_end(c);
+	else
+		conn_begin(c); /* It may have paused for us. */
+}
+
+static void conn_flush(struct conn *c)
+{
+	struct rpc *rpc = c->rpc;
+	struct pack_w swap;
+	uv_buf_t buf;
+	int n;
+
+	if (c->writing || c->out.n == 0)
+		return;
+	buf = uv_buf_init((char *)c->out.p, (unsigned)c->out.n);
+	n = uv_try_write(&c->stream, &buf, 1);
+	rpc->stats.writes++;
+	if (n < 0 && n != UV_EAGAIN) {
+		conn_close(c);
+		return;
+	}
+	if (n < 0)
+		n = 0;
+	rpc->stats.bytes_out += (uint64_t)n;
+	rpc->out_bytes -= (uint64_t)n;
+	if ((size_t)n == c->out.n) {
+		/* Large answers must not pin their memory. */
+		if (c->out.cap > CONNECTION_OUT_PAUSE_BYTES)
+			pack_w_release(&c->out);
+		else
+			pack_w_reset(&c->out);
+		conn_maybe_end(c);
+		return;
+	}
+	swap = c->wire;
+	c->wire = c->out;
+	c->out = swap;
+	c->wire_at = (size_t)n;
+	c->writing = true;
+	c->stuck_ms = env_now_ms(rpc->env);
+	c->write.data = c;
+	buf = uv_buf_init((char *)c->wire.p + c->wire_at,
+			  (unsigned)(c->wire.n - c->wire_at));
+	if (uv_write(&c->write, &c->stream, &buf, 1, conn_written) < 0) {
+		c->writing = false;
+		conn_close(c);
+	}
+}
+
+static void rpc_send(struct env_task *task)
+{
+	struct rpc *rpc = CONTAINER_OF(task, struct rpc, send_task);
+	struct conn *c;
+
+	while ((c = STAILQ_FIRST(&rpc->dirty)) != NULL) {
+		STAILQ_REMOVE_HEAD(&rpc->dirty, dirty_link);
+		c->dirty = false;
+		conn_flush(c);
+	}
+}
+
+/* Slots. */
+
+static struct rpc_slot *slot_take(struct conn *c, uint32_t id)
+{
+	struct rpc_slot *s;
+
+	if (c->calls == CONNECTION_CALLS_MAX)
+		return NULL;
+	s = pool_take(&c->rpc->slots);
+	if (s == NULL)
+		return NULL;
+	s->magic = SLOT_MAGIC;
+	s->id = id;
+	s->conn = c;
+	c->calls++;
+	LIST_INSERT_HEAD(&c->slots, s, link);
+	return s;
+}
+
+static void slot_put(struct rpc_slot *s)
+{
+	struct conn *c = s->conn;
+
+	LIST_REMOVE(s, link);
+	s->magic = 0;
+	pool_put(&c->rpc->slots, s);
+	c->calls--;
+	conn_maybe_end(c); /* May free c: nothing after. */
+}
+
+/* Answers. */
+
+static struct pack_bytes text(const char *s)
+{
+	return (struct pack_bytes){ (const uint8_t *)s, strlen(s) };
+}
+
+static void error_write(struct conn *c, uint32_t id, const struct answer *a)
+{
+	char request_id[17];
+	char owner[32] = "";
+	struct frame_error e = { .code = a->rc,
+				 .outcome = a->outcome,
+				 .retry_after_ms = a->retry_after_ms };
+	const char *message = a->why != NULL && a->why->text[0] != '\0' ?
+				      a->why->text :
+				      rc_text(a->rc);
+
+	snprintf(request_id, sizeof(request_id), "%016llx",
+		 (unsigned long long)a->request_id);
+	if (a->owner != 0)
+		snprintf(owner, sizeof(owner), "%llu",
+			 (unsigned long long)a->owner);
+	e.message = text(message);
+	e.request_id = text(request_id);
+	e.field = text(a->why != NULL ? a->why->field : "");
+	e.owner = text(owner);
+	frame_response(&c->out, id);
+	frame_error_write(&c->out, &e);
+	pack_nil(&c->out);
+}
+
+static void conn_answer(struct conn *c, uint32_t id, const struct answer *a)
+{
+	size_t before = c->out.n;
+
+	if (c->closing)
+		return;
+	if (a->rc == RC_OK) {
+		frame_response(&c->out, id);
+		pack_nil(&c->out);
+		pack_raw(&c->out, a->result.p, a->result.n);
+	} else {
+		error_write(c, id, a);
+	}
+	conn_dirty(c);
+	conn_out_check(c, before);
+}
+
+/* An answer of the server itself, not of a call. */
+static void conn_refuse(struct conn *c, uint32_t id, enum rc rc,
+			const char *field, const char *message)
+{
+	struct answer a = { .rc = rc,
+			    .outcome = OUTCOME_REFUSED,
+			    .retry_after_ms = -1,
+			    .request_id = c->rpc->next_id++ };
+	struct detail why = { { 0 }, { 0 } };
+
+	if (rc == RC_OVERLOADED)
+		a.retry_after_ms = RETRY_AFTER_MS;
+	detail_set(&why, rc, field, "%s", message);
+	a.why = &why;
+	conn_answer(c, id, &a);
+}
+
+static void conn_value(struct conn *c, uint32_t id, const struct pack_w *w)
+{
+	struct answer a = { .rc = RC_OK,
+			    .retry_after_ms = -1,
+			    .result = { w->p, w->n } };
+
+	if (w->rc == RC_OK)
+		conn_answer(c, id, &a);
+	else
+		conn_refuse(c, id, RC_OVERLOADED, NULL,
+			    "the answer is too large");
+}
+
+void rpc_answer(struct rpc_slot *slot, const struct answer *a)
+{
+	CHECK_OBJ(slot, SLOT_MAGIC);
+	conn_answer(slot->conn, slot->id, a);
+	slot_put(slot);
+}
+
+/* Requests. */
+
+static void call_replied(void *arg, const struct answer *a)
+{
+	rpc_answer(arg, a);
+}
+
+static void begin_call(struct conn *c, const struct frame *f)
+{
+	struct rpc_slot *s = slot_take(c, f->id);
+
+	if (s == NULL) {
+		conn_refuse(c, f->id, RC_OVERLOADED, NULL,
+			    "too many calls in flight on this connection");
+		return;
+	}
+	s->call = call_start(c->rpc->core, &c->caller, f->params, call_replied,
+			     s);
+	if (s->call != NULL)
+		return;
+	slot_put(s);
+	conn_refuse(c, f->id, RC_OVERLOADED, NULL,
+		    "too many calls in flight on this node");
+}
+
+static void hello_limits(struct pack_w *w)
+{
+	static const struct {
+		const char *name;
+		uint64_t value;
+	} limits[] = {
+		{ "frame_bytes_max", FRAME_BYTES_MAX },
+		{ "value_bytes_max", VALUE_BYTES_MAX },
+		{ "name_bytes_max", NAME_BYTES_MAX },
+		{ "idem_bytes_max", IDEM_BYTES_MAX },
+		{ "deadline_default_ms", DEADLINE_DEFAULT_MS },
+		{ "deadline_max_ms", DEADLINE_MAX_MS },
+		{ "connection_calls_max", CONNECTION_CALLS_MAX },
+		{ "depth_max", PACK_DEPTH_MAX },
+		{ "elements_max", PACK_ELEMENTS_MAX },
+	};
+	size_t i;
+
+	pack_map(w, ARRAY_LEN(limits));
+	for (i = 0; i < ARRAY_LEN(limits); i++) {
+		pack_cstr(w, limits[i].name);
+		pack_u64(w, limits[i].value);
+	}
+}
+
+static void answer_hello(struct conn *c, uint32_t id)
+{
+	const struct identity *node = core_identity(c->rpc->core);
+	char cluster[2 * ID_BYTES + 1];
+	struct pack_w w;
+
+	hex_encode(node->cluster_id, ID_BYTES, cluster);
+	pack_w_init(&w, 4096);
+	pack_map(&w, 8);
+	pack_cstr(&w, "server");
+	pack_cstr(&w, "holdfast");
+	pack_cstr(&w, "version");
+	pack_cstr(&w, HOLDFAST_VERSION);
+	pack_cstr(&w, "protocol");
+	pack_u64(&w, PROTOCOL_VERSION);
+	pack_cstr(&w, "node");
+	pack_cstr(&w, node->node_name);
+	pack_cstr(&w, "cluster");
+	pack_cstr(&w, cluster);
+	pack_cstr(&w, "principal");
+	pack_cstr(&w, c->principal);
+	pack_cstr(&w, "limits");
+	hello_limits(&w);
+	pack_cstr(&w, "address");
+	pack_cstr(&w, "default/dev");
+	conn_value(c, id, &w);
+	pack_w_release(&w);
+}
+
+static bool flag_of(struct pack_bytes params, const char *name)
+{
+	struct pack_r r = pack_reader(params.p, params.n);
+	uint32_t n;
+	uint32_t pairs;
+
+	if (pack_get_array(&r, &n) != RC_OK || n == 0 ||
+	    pack_get_map(&r, &pairs) != RC_OK)
+		return false;
+	while (pairs-- > 0) {
+		struct pack_bytes key;
+		bool value = false;
+
+		if (pack_get_bytes(&r, &key) != RC_OK)
+			return false;
+		if (pack_bytes_eq(key, name, strlen(name)))
+			return pack_get_bool(&r, &value) == RC_OK && value;
+		if (pack_skip(&r, NULL) != RC_OK)
+			return false;
+	}
+	return false;
+}
+
+/* Status and metrics show the whole node: any right in the own environment is
+ * enough to look, none is not. */
+static bool may_look(struct conn *c, uint32_t id)
+{
+	if (bind_any(core_bind(c->rpc->core), c->caller.principal,
+		     c->caller.tenant, c->caller.env,
+		     RIGHT_READ | RIGHT_WRITE | RIGHT_ADMIN))
+		return true;
+	conn_refuse(c, id, RC_DENIED, "method",
+		    "status is for principals with a grant");
+	return false;
+}
+
+static void answer_status(struct conn *c, const struct frame *f)
+{
+	struct rpc *rpc = c->rpc;
+	struct pack_w w;
+
+	if (!may_look(c, f->id))
+		return;
+	pack_w_init(&w, RESULT_BYTES_MAX);
+	rpc->host.status(rpc->host.arg, &c->caller,
+			 flag_of(f->params, "reset_stall"), &w);
+	conn_value(c, f->id, &w);
+	pack_w_release(&w);
+}
+
+static void answer_metrics(struct conn *c, const struct frame *f)
+{
+	struct rpc *rpc = c->rpc;
+	struct pack_w w;
+
+	if (!may_look(c, f->id))
+		return;
+	pack_w_init(&w, RESULT_BYTES_MAX);
+	rpc->host.metrics(rpc->host.arg, &w);
+	conn_value(c, f->id, &w);
+	pack_w_release(&w);
+}
+
+static void begin_hosted(struct conn *c, const struct frame *f,
+			 void (*begin)(void *arg, const struct caller *caller,
+				       struct pack_bytes params,
+				       struct rpc_slot *slot))
+{
+	struct rpc_slot *s = slot_take(c, f->id);
+
+	if (s == NULL) {
+		conn_refuse(c, f->id, RC_OVERLOADED, NULL,
+			    "too many calls in flight on this connection");
+		return;
+	}
+	begin(c->rpc->host.arg, &c->caller, f->params, s);
+}
+
+static bool params_count(struct conn *c, const struct frame *f,
+			 const struct rpc_method *m)
+{
+	struct pack_r r = pack_reader(f->params.p, f->params.n);
+	uint32_t n;
+
+	if (pack_get_array(&r, &n) == RC_OK && n >= m->params_min &&
+	    n <= m->params_max)
+		return true;
+	conn_refuse(c, f->id, RC_INVALID, "params",
+		    "wrong number of params for this method");
+	return false;
+}
+
+static void request(struct conn *c, const struct frame *f)
+{
+	const struct rpc_method *m;
+	struct pack_w w;
+
+	m = rpc_method_find((const char *)f->method.p, f->method.n, false);
+	if (m == NULL) {
+		conn_refuse(c, f->id, RC_UNSUPPORTED, "method",
+			    "this server has no such method");
+		return;
+	}
+	if (!params_count(c, f, m))
+		return;
+	switch (m->number) {
+	case RPC_call:
+		begin_call(c, f);
+		break;
+	case RPC_hello:
+		answer_hello(c, f->id);
+		break;
+	case RPC_ping:
+		pack_w_init(&w, 16);
+		pack_nil(&w);
+		conn_value(c, f->id, &w);
+		pack_w_release(&w);
+		break;
+	case RPC_status:
+		answer_status(c, f);
+		break;
+	case RPC_metrics:
+		answer_metrics(c, f);
+		break;
+	case RPC_objects:
+		begin_hosted(c, f, c->rpc->host.objects);
+		break;
+	case RPC_object:
+		begin_hosted(c, f, c->rpc->host.object);
+		break;
+	case RPC_cancel:
+	case RPCS_COUNT:
+		UNREACHABLE();
+	}
+}
+
+/* The one notification that does something: cancel [id]. */
+static void notification(struct conn *c, const struct frame *f)
+{
+	struct pack_r r = pack_reader(f->params.p, f->params.n);
+	struct rpc_slot *s;
+	uint64_t id;
+	uint32_t n;
+
+	if (rpc_method_find((const char *)f->method.p, f->method.n, true) ==
+	    NULL)
+		return;
+	if (pack_get_array(&r, &n) != RC_OK || n != 1 ||
+	    pack_get_u64(&r, &id) != RC_OK)
+		return;
+	LIST_FOREACH(s, &c->slots, link)
+		if (s->id == id && s->call != NULL) {
+			call_cancel(s->call);
+			return;
+		}
+}
+
+/* Reading. */
+
+static void conn_broken(struct conn *c, const char *sentence)
+{
+	LOG_INFO("connection_broken", F("connection", c->number),
+		 F("why", sentence));
+	c->rpc->stats.broken++;
+	conn_close(c);
+}
+
+/* One message from the front of the input. False: stop for now. */
+static bool conn_frame(struct conn *c)
+{
+	struct detail why = { { 0 }, { 0 } };
+	struct frame f;
+	size_t used = 0;
+	enum rc rc;
+
+	rc = frame_next(&c->reader, c->in + c->in_at, c->in_n - c->in_at, &f,
+			&used, &why);
+	if (rc == RC_AGAIN)
+		return false;
+	if (rc != RC_OK && used == 0) {
+		conn_broken(c, why.text);
+		return false;
+	}
+	c->rpc->stats.frames++;
+	c->in_at += used;
+	if (rc != RC_OK) {
+		conn_refuse(c, f.id, RC_INVALID,
+			    why.field[0] != '\0' ? why.field : NULL, why.text);
+		return !c->closing;
+	}
+	if (f.kind == FRAME_REQUEST)
+		request(c, &f);
+	else if (f.kind == FRAME_NOTIFY)
+		notification(c, &f);
+	else
+		/* We asked nothing: a response is a confused peer. */
+		conn_broken(c, "a response came to a server");
+	return !c->closing;
+}
+
+static void conn_read_start(struct conn *c);
+
+static void conn_read_stop(struct conn *c)
+{
+	if (!c->reading)
+		return;
+	c->reading = false;
+	uv_read_stop(&c->stream);
+}
+
+/* Move what is unparsed to the front; give back memory a large frame took. */
+static void conn_compact(struct conn *c)
+{
+	size_t left = c->in_n - c->in_at;
+
+	if (left > 0 && c->in_at > 0)
+		memmove(c->in, c->in + c->in_at, left);
+	c->in_at = 0;
+	c->in_n = left;
+	if (c->in_cap > CONNECTION_IN_BYTES && left == 0) {
+		c->rpc->in_bytes -= c->in_cap;
+		free(c->in);
+		c->in = NULL;
+		c->in_cap = 0;
+	}
+}
+
+static void conn_again(struct conn *c)
+{
+	struct rpc *rpc = c->rpc;
+
+	if (c->waiting)
+		return;
+	c->waiting = true;
+	STAILQ_INSERT_TAIL(&rpc->waiting, c, waiting_link);
+	if (!rpc->again.running)
+		env_timer_start(&rpc->again, 0);
+}
+
+/* Begin what is whole in the input, as far as a turn's share and the unsent
+ * answers allow. */
+static void conn_begin(struct conn *c)
+{
+	uint32_t begun = 0;
+	bool partial = false;
+
+	while (c->in_at < c->in_n && !conn_out_full(c)) {
+		if (begun++ == CONNECTION_TURN_FRAMES) {
+			conn_again(c);
+			break;
+		}
+		if (!conn_frame(c)) {
+			partial = true;
+			break;
+		}
+	}
+	if (c->closing)
+		return;
+	if (!partial && c->in_at < c->in_n) {
+		/* Full, or another turn's: read no more meanwhile. */
+		conn_read_stop(c);
+		return;
+	}
+	conn_compact(c);
+	if (c->in_n == 0)
+		c->partial_ms = 0;
+	else if (begun > 1 || c->partial_ms == 0)
+		c->partial_ms = env_now_ms(c->rpc->env);
+	conn_read_start(c);
+}
+
+static void rpc_again(struct env_timer *t)
+{
+	struct rpc *rpc = CONTAINER_OF(t, struct rpc, again);
+	STAILQ_HEAD(, conn) now = STAILQ_HEAD_INITIALIZER(now);
+	struct conn *c;
+
+	STAILQ_CONCAT(&now, &rpc->waiting);
+	while ((c = STAILQ_FIRST(&now)) != NULL) {
+		STAILQ_REMOVE_HEAD(&now, waiting_link);
+		c->waiting = false;
+		if (!c->closing)
+			conn_begin(c);
+	}
+}
+
+static void conn_alloc(uv_handle_t *h, size_t suggested, uv_buf_t *buf)
+{
+	struct conn *c = h->data;
+	struct rpc *rpc = c->rpc;
+	size_t cap = c->in_cap == 0 ? CONNECTION_IN_BYTES : c->in_cap * 2;
+	uint8_t *in;
+
+	(void)suggested;
+	CHECK_OBJ(c, CONN_MAGIC);
+	*buf = uv_buf_init(NULL, 0);
+	/* Grows only by what has really come: memory follows input. */
+	if (c->in_n == c->in_cap) {
+		if (rpc->in_bytes + cap - c->in_cap > CONNECTIONS_IN_BYTES_MAX)
+			return;
+		in = realloc(c->in, cap);
+		if (in == NULL)
+			return;
+		rpc->in_bytes += cap - c->in_cap;
+		c->in = in;
+		c->in_cap = cap;
+	}
+	*buf = uv_buf_init((char *)c->in + c->in_n,
+			   (unsigned)(c->in_cap - c->in_n));
+}
+
+static void conn_read(uv_stream_t *s, ssize_t n, const uv_buf_t *buf)
+{
+	struct conn *c = s->data;
+
+	(void)buf;
+	CHECK_OBJ(c, CONN_MAGIC);
+	if (n == UV_ENOBUFS) {
+		conn_broken(c, "no memory for a request");
+		return;
+	}
+	if (n == UV_EOF) {
+		c->eof = true;
+		conn_read_stop(c);
+		conn_maybe_end(c);
+		return;
+	}
+	if (n < 0) {
+		conn_close(c);
+		return;
+	}
+	c->in_n += (size_t)n;
+	c->rpc->stats.bytes_in += (uint64_t)n;
+	conn_begin(c);
+}
+
+static void conn_read_start(struct conn *c)
+{
+	if (c->reading || c->eof)
+		return;
+	c->reading = true;
+	if (uv_read_start(&c->stream, conn_alloc, conn_read) < 0)
+		conn_close(c);
+}
+
+/* Connections. */
+
+static void rpc_maybe_closed(struct rpc *rpc)
+{
+	if (!rpc->closing || rpc->open_handles > 0)
+		return;
+	env_timer_stop(&rpc->sweep);
+	env_timer_stop(&rpc->again);
+	pool_release(&rpc->slots);
+	rpc->magic = 0;
+	rpc->closed(rpc->closed_arg);
+	free(rpc);
+}
+
+static void conn_free(struct conn *c)
+{
+	struct rpc *rpc = c->rpc;
+
+	rpc->in_bytes -= c->in_cap;
+	rpc->out_bytes -= c->out.n;
+	if (c->writing)
+		rpc->out_bytes -= c->wire.n - c->wire_at;
+	free(c->in);
+	pack_w_release(&c->out);
+	pack_w_release(&c->wire);
+	c->magic = 0;
+	free(c);
+	rpc->open_handles--;
+	rpc_maybe_closed(rpc);
+}
+
+/* Calls hold the caller's names, which live in the connection: it ends after
+ * the last of them. One whose client only stopped sending ends when the last
+ * answer has left. */
+static void conn_maybe_end(struct conn *c)
+{
+	if (c->calls > 0)
+		return;
+	if (c->closed)
+		conn_free(c);
+	else if (c->eof && c->out.n == 0 && !c->writing)
+		conn_close(c);
+}
+
+static void conn_closed(uv_handle_t *h)
+{
+	struct conn *c = h->data;
+
+	CHECK_OBJ(c, CONN_MAGIC);
+	c->closed = true;
+	conn_maybe_end(c);
+}
+
+static void conn_close(struct conn *c)
+{
+	struct rpc *rpc = c->rpc;
+	struct rpc_slot *s;
+
+	if (c->closing)
+		return;
+	c->closing = true;
+	if (c->dirty)
+		STAILQ_REMOVE(&rpc->dirty, c, conn, dirty_link);
+	if (c->waiting)
+		STAILQ_REMOVE(&rpc->waiting, c, conn, waiting_link);
+	c->dirty = false;
+	c->waiting = false;
+	TAILQ_REMOVE(&rpc->conns, c, link);
+	rpc->stats.connections--;
+	/* Nobody is left to hear: what has not begun need not. The caller's
+	 * names live in the connection, so its calls must end before it does. */
+	while ((s = LIST_FIRST(&c->slots)) != NULL) {
+		LIST_REMOVE(s, link);
+		LIST_INSERT_HEAD(&c->dying, s, link);
+		if (s->call != NULL)
+			call_cancel(s->call);
+	}
+	uv_close(&c->handle, conn_closed);
+}
+
+static enum rc peer_uid(struct conn *c, uid_t *uid)
+{
+	struct ucred cred;
+	socklen_t n = sizeof(cred);
+	uv_os_fd_t fd;
+
+	if (uv_fileno(&c->handle, &fd) < 0)
+		return RC_IO;
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &n) != 0)
+		return RC_IO;
+	*uid = cred.uid;
+	return RC_OK;
+}
+
+static enum rc conn_identify(struct conn *c)
+{
+	const struct identity *id = core_identity(c->rpc->core);
+	uid_t uid;
+
+	if (peer_uid(c, &uid) != RC_OK)
+		return RC_UNAUTHENTICATED;
+	if (uid != 0 && uid != geteuid()) {
+		LOG_WARN("connection_refused", F("uid", uid));
+		return RC_UNAUTHENTICATED;
+	}
+	snprintf(c->principal, sizeof(c->principal), "unix:%s:%u",
+		 id->node_name, (unsigned)uid);
+	c->caller.principal = text(c->principal);
+	c->caller.tenant = text("default");
+	c->caller.env = text("dev");
+	return RC_OK;
+}
+
+static void rpc_accept(uv_stream_t *server, int status)
+{
+	struct rpc *rpc = server->data;
+	struct conn *c;
+
+	CHECK_OBJ(rpc, RPC_MAGIC);
+	if (status < 0) {
+		LOG_WARN("accept_failed", F("why", uv_strerror(status)));
+		return;
+	}
+	c = calloc(1, sizeof(*c));
+	if (c == NULL)
+		return;
+	c->magic = CONN_MAGIC;
+	c->rpc = rpc;
+	c->number = ++rpc->next_number;
+	LIST_INIT(&c->slots);
+	LIST_INIT(&c->dying);
+	pack_w_init(&c->out, CONNECTION_OUT_BYTES_MAX);
+	pack_w_init(&c->wire, CONNECTION_OUT_BYTES_MAX);
+	frame_reader_init(&c->reader, FRAME_BYTES_MAX);
+	uv_pipe_init(rpc->loop, &c->pipe, 0);
+	c->handle.data = c;
+	rpc->open_handles++;
+	rpc->stats.accepted++;
+	rpc->stats.connections++;
+	TAILQ_INSERT_TAIL(&rpc->conns, c, link);
+	if (uv_accept(server, &c->stream) < 0 || rpc->closing ||
+	    conn_identify(c) != RC_OK ||
+	    rpc->stats.connections > rpc->connections_max) {
+		rpc->stats.refused++;
+		conn_close(c);
+		return;
+	}
+	conn_read_start(c);
+}
+
+/* Once a second: who keeps a frame unfinished, who never reads. */
+static void rpc_sweep(struct env_timer *t)
+{
+	struct rpc *rpc = CONTAINER_OF(t, struct rpc, sweep);
+	uint64_t now = env_now_ms(rpc->env);
+	struct conn *c;
+	struct conn *next;
+
+	CHECK_OBJ(rpc, RPC_MAGIC);
+	for (c = TAILQ_FIRST(&rpc->conns); c != NULL; c = next) {
+		next = TAILQ_NEXT(c, link);
+		if (c->partial_ms != 0 && now - c->partial_ms > FRAME_STALL_MS)
+			conn_broken(c, "a frame was not finished in time");
+		else if (c->stuck_ms != 0 && now - c->stuck_ms > WRITE_STALL_MS)
+			conn_broken(c, "answers were not read in time");
+	}
+	env_timer_start(&rpc->sweep, now + SWEEP_MS);
+}
+
+/* Listening. */
+
+static enum rc socket_free(const char *path, struct detail *why)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	struct stat st;
+	int fd;
+	int e;
+
+	if (lstat(path, &st) != 0)
+		return RC_OK;
+	if (!S_ISSOCK(st.st_mode))
+		return detail_set(why, RC_EXISTS, "socket",
+				  "%s exists and is no socket", path);
+	snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", path);
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return detail_set(why, RC_IO, "socket", "no socket: %s",
+				  strerror(errno));
+	e = connect(fd, (struct sockaddr *)&addr, sizeof(addr));
+	close(fd);
+	if (e == 0)
+		return detail_set(why, RC_EXISTS, "socket",
+				  "another process listens on %s", path);
+	if (unlink(path) != 0)
+		return detail_set(why, RC_IO, "socket", "cannot replace %s: %s",
+				  path, strerror(errno));
+	return RC_OK;
+}
+
+static enum rc rpc_listen(struct rpc *rpc, struct detail *why)
+{
+	enum rc rc = socket_free(rpc->path, why);
+	int e;
+
+	if (rc != RC_OK)
+		return rc;
+	uv_pipe_init(rpc->loop, &rpc->pipe, 0);
+	rpc->handle.data = rpc;
+	rpc->open_handles++;
+	rpc->listening = true;
+	/* The umask is 0077: the socket is never open to others. */
+	e = uv_pipe_bind(&rpc->pipe, rpc->path);
+	if (e == 0 && chmod(rpc->path, 0600) != 0)
+		e = UV_EPERM;
+	if (e == 0)
+		e = uv_listen(&rpc->stream, 1024, rpc_accept);
+	if (e < 0)
+		return detail_set(why, RC_IO, "socket",
+				  "cannot listen on %s: %s", rpc->path,
+				  uv_strerror(e));
+	return RC_OK;
+}
+
+enum rc rpc_open(uv_loop_t *loop, struct env *env, struct core *core,
+		 const struct rpc_config *cfg, const struct rpc_host *host,
+		 struct rpc **out, struct detail *why)
+{
+	struct rpc *rpc;
+	enum rc rc;
+
+	if (strlen(cfg->socket_path) >= sizeof(rpc->path))
+		return detail_set(why, RC_INVALID, "socket",
+				  "the path of a Unix socket has at most %zu "
+				  "bytes",
+				  sizeof(rpc->path) - 1);
+	rpc = calloc(1, sizeof(*rpc));
+	if (rpc == NULL)
+		return RC_NOMEM;
+	rpc->magic = RPC_MAGIC;
+	rpc->loop = loop;
+	rpc->env = env;
+	rpc->core = core;
+	rpc->host = *host;
+	rpc->connections_max = cfg->connections_max;
+	memcpy(rpc->path, cfg->socket_path, strlen(cfg->socket_path) + 1);
+	TAILQ_INIT(&rpc->conns);
+	STAILQ_INIT(&rpc->dirty);
+	STAILQ_INIT(&rpc->waiting);
+	rpc->send_task.cb = rpc_send;
+	rpc->send_task.phase = ENV_PHASE_SEND;
+	env_timer_init(&rpc->again, env, rpc_again);
+	env_timer_init(&rpc->sweep, env, rpc_sweep);
+	env_random(env, &rpc->next_id, sizeof(rpc->next_id));
+	rpc->next_id |= 1ull << 63; /* Apart from the ids of calls. */
+	rc = pool_init(&rpc->slots, sizeof(struct rpc_slot), CALLS_MAX);
+	if (rc != RC_OK) {
+		free(rpc);
+		return rc;
+	}
+	*out = rpc;
+	rc = rpc_listen(rpc, why);
+	env_timer_start(&rpc->sweep, env_now_ms(env) + SWEEP_MS);
+	return rc;
+}
+
+static void listener_closed(uv_handle_t *h)
+{
+	struct rpc *rpc = h->data;
+
+	CHECK_OBJ(rpc, RPC_MAGIC);
+	rpc->open_handles--;
+	rpc_maybe_closed(rpc);
+}
+
+void rpc_stop_listening(struct rpc *rpc)
+{
+	if (!rpc->listening)
+		return;
+	rpc->listening = false;
+	uv_close(&rpc->handle, listener_closed); /* Unlinks the socket. */
+}
+
+void rpc_close(struct rpc *rpc, void (*closed)(void *arg), void *arg)
+{
+	struct conn *c;
+
+	CHECK_OBJ(rpc, RPC_MAGIC);
+	PRE(!rpc->closing);
+	rpc->closed = closed;
+	rpc->closed_arg = arg;
+	rpc_send(&rpc->send_task);
+	rpc_stop_listening(rpc);
+	while ((c = TAILQ_FIRST(&rpc->conns)) != NULL)
+		conn_close(c);
+	rpc->closing = true;
+	rpc_maybe_closed(rpc);
+}
+
+void rpc_stats(const struct rpc *rpc, struct rpc_stats *out)
+{
+	*out = rpc->stats;
+}

@@ -1,0 +1,64 @@
+/*
+ * rpc - the MessagePack-RPC server: listeners, connections, their bounds.
+ *
+ * Loop thread. A connection reads frames in place, starts calls, and writes all
+ * answers of a loop turn at once. What is not a call (hello, ping, status ...) is
+ * answered here with the help of `struct rpc_host`. Unix sockets are created
+ * with mode 0600 and serve the own uid and root only; the principal of a
+ * connection is unix:NODE:UID.
+ */
+#ifndef HOLDFAST_NODE_RPC_H
+#define HOLDFAST_NODE_RPC_H
+
+#include <uv.h>
+
+#include "node/base/env.h"
+#include "node/core/call.h"
+
+struct rpc;
+struct rpc_slot; /* One request that waits for its answer. */
+
+/* What the daemon tells about itself; each writes one encoded value. */
+struct rpc_host {
+	void *arg;
+	void (*status)(void *arg, const struct caller *caller,
+		       bool reset_stall, struct pack_w *out);
+	void (*metrics)(void *arg, struct pack_w *out);
+	/* Asynchronous: answers through rpc_answer, perhaps from inside. */
+	void (*objects)(void *arg, const struct caller *caller,
+			struct pack_bytes params, struct rpc_slot *slot);
+	void (*object)(void *arg, const struct caller *caller,
+		       struct pack_bytes params, struct rpc_slot *slot);
+};
+
+struct rpc_config {
+	const char *socket_path;
+	uint32_t connections_max;
+};
+
+/* RC_EXISTS: somebody listens on the socket; RC_INVALID: the path is too long;
+ * RC_IO otherwise. A dead socket file is replaced. */
+enum rc rpc_open(uv_loop_t *loop, struct env *env, struct core *core,
+		 const struct rpc_config *cfg, const struct rpc_host *host,
+		 struct rpc **out, struct detail *why);
+/* No new connections; the socket file is removed. */
+void rpc_stop_listening(struct rpc *rpc);
+/* Sends what is ready, then closes every connection. */
+void rpc_close(struct rpc *rpc, void (*closed)(void *arg), void *arg);
+
+/* End a slot with an answer. Views are copied. */
+void rpc_answer(struct rpc_slot *slot, const struct answer *a);
+
+struct rpc_stats {
+	uint64_t connections;
+	uint64_t accepted;
+	uint64_t refused;
+	uint64_t frames;
+	uint64_t bytes_in;
+	uint64_t bytes_out;
+	uint64_t writes;
+	uint64_t broken; /* Closed by us: malformed, too slow, too much. */
+};
+void rpc_stats(const struct rpc *rpc, struct rpc_stats *out);
+
+#endif
