@@ -1,0 +1,248 @@
+#!/usr/bin/env python3
+"""holdfastd as an operator meets it: start, stop, refuse, come back."""
+import os
+import pwd
+import shutil
+import stat
+import sys
+import tempfile
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "lib"))
+from hf import *  # noqa: E402,F403
+
+
+def config(text):
+    d = tempfile.mkdtemp(prefix="hf-", dir="/tmp")
+    path = os.path.join(d, "holdfast.yaml")
+    with open(path, "w") as f:
+        f.write(text)
+    return d, path
+
+
+def flip_one_bit(data):
+    """In the first byte after a segment's header that is not zero."""
+    logs = os.path.join(data, "log")
+    for name in sorted(os.listdir(logs)):
+        path = os.path.join(logs, name)
+        with open(path, "r+b") as f:
+            f.seek(4096)
+            block = f.read(1 << 20)
+            at = next((i for i, b in enumerate(block) if b), None)
+            if at is None:
+                continue
+            f.seek(4096 + at)
+            f.write(bytes([block[at] ^ 1]))
+            return
+    raise AssertionError("nothing was written")
+
+
+def test_version_and_help():
+    for p in ("holdfastd", "holdfast"):
+        r = run(p, "--version")
+        assert r.returncode == 0 and r.stdout.startswith(p + " "), r
+        r = run(p, "--help")
+        assert r.returncode == 0 and "usage" in r.stdout, r
+
+
+def test_usage_is_64():
+    for args in ([], ["--nonsense"], ["--dev", "--config", "x"], ["extra"],
+                 ["--data", "x"]):
+        r = run("holdfastd", *args)
+        assert r.returncode == 64, (args, r)
+        assert "usage" in r.stderr, (args, r)
+
+
+def test_check_and_print_config():
+    d, path = config("data: data\nnode: {name: n1}\nlisten: {socket: s}\n"
+                     "grants:\n  - {principal: 'unix:n1:7', class: kv,"
+                     " prefix: a, rights: [read]}\n")
+    r = run("holdfastd", "--config", path, "--check-config")
+    assert r.returncode == 0, r
+    r = run("holdfastd", "--config", path, "--print-config")
+    assert r.returncode == 0 and "unix:n1:7" in r.stdout, r
+    again = os.path.join(d, "again.yaml")
+    with open(again, "w") as f:
+        f.write(r.stdout)
+    r2 = run("holdfastd", "--config", again, "--print-config")
+    assert r2.stdout == r.stdout, r2
+    assert not os.path.exists(os.path.join(d, "data"))
+    shutil.rmtree(d)
+
+
+def test_config_mistakes_name_file_and_field():
+    for text, field in (("data: d\nraft: {election: 12x}\n", "raft.election"),
+                        ("data: d\nnope: 1\n", "nope"),
+                        ("raft: {election: 300}\n", "data"),
+                        ("data: d\nstorage: {window: 1.5}\n",
+                         "storage.window")):
+        d, path = config(text)
+        r = run("holdfastd", "--config", path, "--check-config")
+        assert r.returncode == 78, (text, r)
+        assert field in r.stderr and "holdfast.yaml" in r.stderr, (text, r)
+        shutil.rmtree(d)
+
+
+def test_config_does_not_format():
+    d, path = config("data: data\nlisten: {socket: s}\n")
+    os.mkdir(os.path.join(d, "data"))
+    r = run("holdfastd", "--config", path)
+    assert r.returncode == 65, r
+    assert os.listdir(os.path.join(d, "data")) in ([], ["lock"])
+    shutil.rmtree(d)
+
+
+def test_modes_pid_and_clean_stop():
+    with Node().start() as n:
+        assert stat.S_IMODE(os.stat(n.socket).st_mode) == 0o600
+        assert n.pid == n.proc.pid
+        for base, dirs, files in os.walk(n.data):
+            for f in dirs + files:
+                mode = os.lstat(os.path.join(base, f)).st_mode
+                assert stat.S_IMODE(mode) & 0o077 == 0, (base, f)
+        c = n.client()
+        c.call("kv/a", "put", {"key": "k", "value": "v"})
+        data = n.data
+        assert n.stop() == 0, n.lines
+        assert not os.path.exists(n.socket)
+        assert not os.path.exists(os.path.join(data, "holdfastd.pid"))
+        n.start()
+        assert n.client().call("kv/a", "get", {"key": "k"})["value"] == "v"
+
+
+def test_sigterm_finishes_calls_in_flight():
+    with Node().start() as n:
+        c = n.client()
+        ids = [c.send("call", "kv/o%d" % i, "incr", {"key": "n"})
+               for i in range(500)]
+        os.kill(n.pid, signal.SIGTERM)
+        got = {}
+        try:
+            while len(got) < len(ids):
+                i, error, result = c.recv()
+                got[i] = error or result
+        except Gone:
+            pass
+        assert n.wait() == 0, n.lines
+        done = sum(1 for v in got.values() if "value" in v)
+        n.start()
+        c = n.client()
+        there = 0
+        for i in range(500):
+            try:
+                there += c.call("kv/o%d" % i, "get", {"key": "n"})["value"]
+            except CallError as e:
+                assert e.code == "NOT_FOUND", e.map
+        assert there >= done, (there, done)
+        for v in got.values():
+            assert "value" in v or v["outcome"] == "refused", v
+
+
+def test_second_daemon_is_refused():
+    with Node().start() as n:
+        r = run("holdfastd", "--dev", "--data", n.data)
+        assert r.returncode == 75, r
+        assert n.client().rpc("ping") is None
+
+
+def test_copied_directory_is_refused():
+    with Node().start() as n:
+        n.client().call("kv/a", "put", {"key": "k", "value": "v"})
+        assert n.stop() == 0
+        copy = n.data + "-copy"
+        shutil.copytree(n.data, copy)
+        try:
+            r = run("holdfastd", "--dev", "--data", copy)
+            assert r.returncode == 65, r
+            assert "cop" in r.stderr, r
+        finally:
+            shutil.rmtree(copy)
+        n.start()
+
+
+def test_log_verify_and_dump():
+    with Node().start() as n:
+        n.client().call("kv/a", "put", {"key": "k", "value": "v"})
+        assert n.kill() == -9
+        r = run("holdfast", "log", "verify", n.data)
+        assert r.returncode == 0 and "whole" in r.stdout, r
+        r = run("holdfast", "log", "dump", n.data)
+        assert r.returncode == 0 and "index" in r.stdout, r
+        flip_one_bit(n.data)
+        r = run("holdfast", "log", "verify", n.data)
+        assert r.returncode != 0, r
+        r = run("holdfastd", "--dev", "--data", n.data)
+        assert r.returncode == 65, r
+
+
+def test_default_place():
+    d = tempfile.mkdtemp(prefix="hf-", dir="/tmp")
+    env = dict(os.environ, XDG_STATE_HOME=d)
+    n = Node(data=os.path.join(d, "holdfast"), args=["--dev"])
+    os.environ["XDG_STATE_HOME"] = d
+    try:
+        with n.start():
+            r = run("holdfast", "kv", "put", "a", "k", "v", env=env)
+            assert r.returncode == 0, r
+            r = run("holdfast", "kv", "get", "a", "k", env=env)
+            assert r.stdout == "v\n", r
+    finally:
+        del os.environ["XDG_STATE_HOME"]
+        shutil.rmtree(d)
+
+
+def test_other_users_are_refused():
+    if os.geteuid() != 0:
+        return  # Only root can be somebody else; root itself is served.
+    nobody = pwd.getpwnam("nobody").pw_uid
+    with Node().start() as n:
+        # Even if the directory were open: the kernel tells who connects.
+        os.chmod(n.data, 0o755)
+        os.chmod(n.socket, 0o666)
+        pid = os.fork()
+        if pid == 0:
+            os.setuid(nobody)
+            code = 1
+            try:
+                n.client().rpc("ping")
+            except (Gone, OSError):
+                code = 0
+            os._exit(code)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert n.client().rpc("ping") is None
+
+
+def test_grants_decide():
+    d, path = config("")
+    data = os.path.join(d, "data")
+    me = "unix:node1:%d" % os.geteuid()
+    with open(path, "w") as f:
+        f.write("data: data\nlisten: {socket: data/holdfast.sock}\n"
+                "pid_file: data/holdfastd.pid\ngrants:\n"
+                "  - {principal: '%s', class: kv, prefix: mine-,"
+                " rights: [read, write]}\n"
+                "  - {principal: '%s', class: kv, prefix: look-,"
+                " rights: [read]}\n" % (me, me))
+    r = run("holdfastd", "--format", data)
+    assert r.returncode == 0, r
+    with Node(data=data, args=["--config", path]).start() as n:
+        c = n.client()
+        c.call("kv/mine-1", "put", {"key": "k", "value": 1})
+        e = expect_error("DENIED", c.call, "kv/look-1", "put",
+                         {"key": "k", "value": 1})
+        assert e["field"] == "method" and e["outcome"] == "refused", e
+        absent = expect_error("NOT_FOUND", c.call, "kv/look-1", "get",
+                              {"key": "k"})
+        other = expect_error("NOT_FOUND", c.call, "kv/other", "get",
+                             {"key": "k"})
+        limiter = expect_error("NOT_FOUND", c.call, "rate_limiter/x",
+                               "describe", {})
+        unknown = expect_error("NOT_FOUND", c.call, "nosuch/x", "get", {})
+        for e in (other, limiter, unknown):
+            e.pop("request_id"), absent.pop("request_id", None)
+            assert e == absent, (e, absent)
+        expect_error("DENIED", c.call, "kv/mine-1", "destroy", {})
+    shutil.rmtree(d)
+
+
+if __name__ == "__main__":
+    main(tests_of(globals()))
