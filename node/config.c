@@ -539,57 +539,77 @@ static enum rc raw_parse(const struct raw *raw, const char *path,
 	return rc;
 }
 
-/* libcyaml says what is wrong only in its log. The first line that names the
- * mistake is kept, and the last key and line it was at. */
+/*
+ * libcyaml says what is wrong only in its log: one line about the mistake, then
+ * where it was, innermost first:
+ *
+ *	Load: Unexpected key: call
+ *	Load: Backtrace:
+ *	  in mapping (line: 3, column: 10)
+ *	  in mapping field 'limits' (line: 3, column: 3)
+ *	  in sequence entry '1' (line: 2, column: 3)
+ *
+ * The lines are those of what was read last, which is what it could not use, or
+ * what stands before it.
+ */
 struct complaint {
 	char text[160];
 	char field[64];
 	unsigned line;
 };
 
-static void complaint_field(struct complaint *c, const char *s)
+static void field_before(struct complaint *c, const char *part, size_t n)
 {
-	const char *a = strstr(s, "field: ");
-	const char *b;
+	char rest[sizeof(c->field)];
+	const char *dot = c->field[0] == '\0' || c->field[0] == '[' ? "" : ".";
 
-	if (a == NULL)
-		a = strstr(s, "field '");
-	if (a == NULL || c->field[0] != '\0')
+	memcpy(rest, c->field, sizeof(rest));
+	snprintf(c->field, sizeof(c->field), "%.*s%s%.*s", (int)n, part, dot,
+		 (int)(sizeof(rest) / 2), rest);
+}
+
+static void complaint_place(struct complaint *c, const char *line)
+{
+	static const char entry[] = "in sequence entry '";
+	static const char field[] = "in mapping field '";
+	const char *at;
+	char index[24];
+
+	at = strstr(line, "(line: ");
+	if (at != NULL && c->line == 0)
+		c->line = (unsigned)strtoul(at + 7, NULL, 10);
+	at = strstr(line, field);
+	if (at != NULL) {
+		at += sizeof(field) - 1;
+		field_before(c, at, strcspn(at, "'"));
 		return;
-	a += strlen("field '");
-	b = a + strcspn(a, "' (\n");
-	snprintf(c->field, sizeof(c->field), "%.*s", (int)(b - a), a);
+	}
+	at = strstr(line, entry);
+	if (at == NULL)
+		return;
+	at += sizeof(entry) - 1;
+	snprintf(index, sizeof(index), "[%lu]", strtoul(at, NULL, 10) - 1);
+	field_before(c, index, strlen(index));
 }
 
 static void complain(cyaml_log_t lvl, void *arg, const char *fmt, va_list args)
 {
+	static const char head[] = "Load: ";
 	struct complaint *c = arg;
 	char line[256];
-	const char *at;
+	const char *said = line;
 
 	if (lvl < CYAML_LOG_ERROR)
 		return;
 	vsnprintf(line, sizeof(line), fmt, args);
 	line[strcspn(line, "\n")] = '\0';
-	if (c->text[0] == '\0') {
-		at = line;
-		if (strncmp(at, "Load: ", 6) == 0)
-			at += 6;
-		snprintf(c->text, sizeof(c->text), "%.150s", at);
+	if (strncmp(line, head, sizeof(head) - 1) != 0) {
+		complaint_place(c, line);
+		return;
 	}
-	complaint_field(c, line);
-	at = strstr(line, "line: ");
-	if (at != NULL && c->line == 0)
-		c->line = (unsigned)strtoul(at + 6, NULL, 10);
-}
-
-/* An unknown key is named as "Unexpected key: foo". */
-static void complaint_key(struct complaint *c)
-{
-	const char *at = strstr(c->text, "key: ");
-
-	if (at != NULL)
-		snprintf(c->field, sizeof(c->field), "%.60s", at + 5);
+	said += sizeof(head) - 1;
+	if (c->text[0] == '\0' && strcmp(said, "Backtrace:") != 0)
+		snprintf(c->text, sizeof(c->text), "%.150s", said);
 }
 
 static enum rc file_read(const char *path, char **out, size_t *n,
@@ -601,7 +621,7 @@ static enum rc file_read(const char *path, char **out, size_t *n,
 	if (f == NULL)
 		return detail_set(why, RC_NOT_FOUND, NULL, "%.150s: %s", path,
 				  strerror(errno));
-	p = malloc(CONFIG_BYTES_MAX + 1);
+	p = malloc(CONFIG_BYTES_MAX + 2);
 	if (p == NULL) {
 		fclose(f);
 		return RC_NOMEM;
@@ -617,34 +637,95 @@ static enum rc file_read(const char *path, char **out, size_t *n,
 					  strerror(errno));
 	}
 	fclose(f);
+	p[*n] = '\0';
+	if (strlen(p) != *n) {
+		free(p);
+		return detail_set(why, RC_INVALID, NULL,
+				  "%.150s: has a byte of zero", path);
+	}
 	*out = p;
 	return RC_OK;
 }
 
-/* The line on which a key of the file stands, when it stands there once: our own
- * parser knows fields, not places. `grants[2].class` looks for its last part. */
-static unsigned line_of(const char *data, size_t n, const char *field)
+static bool is_space(char c)
+{
+	return c == ' ' || c == '\t' || c == '\n' || c == '\r';
+}
+
+/* The end of a quoted text that begins at `i`. */
+static size_t quoted_end(const char *data, size_t n, size_t i)
+{
+	char quote = data[i];
+
+	for (i++; i < n && data[i] != quote; i++)
+		if (quote == '"' && data[i] == '\\')
+			i++;
+	return i;
+}
+
+/*
+ * The line on which a key stands, when the file has it exactly `times`: our own
+ * parser knows fields, not places. Of `grants[2].class` it looks for the last
+ * part.
+ */
+static unsigned line_of(const char *data, size_t n, const char *field,
+			unsigned times)
 {
 	const char *dot = strrchr(field, '.');
 	const char *key = dot != NULL ? dot + 1 : field;
-	size_t key_n = strlen(key);
+	size_t key_n = strcspn(key, "[");
 	unsigned found = 0;
+	unsigned last = 0;
 	unsigned line = 1;
+	bool first = true; /* A word may begin here. */
 	size_t i;
 
-	for (i = 0; i + key_n < n; i++) {
-		bool first = i == 0 || strchr(" \t\n{,-", data[i - 1]) != NULL;
+	for (i = 0; i < n; i++) {
+		size_t end = i;
 
-		if (data[i] == '\n')
-			line++;
-		if (!first || memcmp(data + i, key, key_n) != 0 ||
-		    data[i + key_n] != ':')
-			continue;
-		if (found != 0)
-			return 0;
-		found = line;
+		if (first && (data[i] == '"' || data[i] == '\''))
+			end = quoted_end(data, n, i);
+		else if (first && data[i] == '#')
+			end = i + strcspn(data + i, "\n") - 1;
+		else if (first && n - i > key_n && data[i + key_n] == ':' &&
+			 memcmp(data + i, key, key_n) == 0 &&
+			 (i + key_n + 1 == n || is_space(data[i + key_n + 1]))) {
+			found++;
+			last = line;
+		}
+		for (; i < end && i < n; i++)
+			line += data[i] == '\n';
+		if (i == n)
+			break;
+		line += data[i] == '\n';
+		first = is_space(data[i]) || strchr("{[,", data[i]) != NULL;
 	}
-	return found;
+	return key_n > 0 && found == times ? last : 0;
+}
+
+/* A second document would be passed over in silence; libcyaml reads one. */
+static unsigned second_document(const char *data, size_t n)
+{
+	bool content = false;
+	unsigned line = 1;
+	size_t i = 0;
+
+	while (i < n) {
+		size_t len = strcspn(data + i, "\n");
+		const char *p = data + i;
+
+		if (len >= 3 && memcmp(p, "---", 3) == 0 &&
+		    (len == 3 || is_space(p[3]))) {
+			if (content)
+				return line;
+			content = len > 3;
+		} else if (len > 0 && p[0] != '#' && p[0] != '%') {
+			content = true;
+		}
+		i += len + 1;
+		line++;
+	}
+	return 0;
 }
 
 static void detail_place(struct detail *why, const char *path, unsigned line)
@@ -662,6 +743,41 @@ static void detail_place(struct detail *why, const char *path, unsigned line)
 			 text);
 }
 
+static const char unexpected[] = "Unexpected key: ";
+static const char doubled[] = "Mapping field already seen: ";
+
+/* In the words of the operator. */
+static enum rc complaint_tell(const struct complaint *c, const char *data,
+			      size_t n, const char *path, struct detail *why)
+{
+	struct complaint said = *c;
+	unsigned line = c->line;
+
+	if (strncmp(c->text, unexpected, sizeof(unexpected) - 1) == 0) {
+		const char *key = c->text + sizeof(unexpected) - 1;
+		const char *dot = c->field[0] != '\0' ? "." : "";
+
+		snprintf(said.field, sizeof(said.field), "%.30s%s%.30s",
+			 c->field, dot, key);
+		line = line_of(data, n, key, 1);
+		detail_set(why, RC_INVALID, said.field,
+			   "there is no key `%.40s` here", key);
+	} else if (strncmp(c->text, doubled, sizeof(doubled) - 1) == 0) {
+		line = line_of(data, n, c->field, 2);
+		detail_set(why, RC_INVALID, c->field, "stands here twice");
+	} else if (strncmp(c->text, "libyaml: ", 9) == 0) {
+		/* The parser was told no place: this is where it had come. */
+		detail_set(why, RC_INVALID, NULL,
+			   "this is not YAML (behind line %u): %.100s", c->line,
+			   c->text + 9);
+		line = 0;
+	} else {
+		detail_set(why, RC_INVALID, c->field, "%s", c->text);
+	}
+	detail_place(why, path, line);
+	return RC_INVALID;
+}
+
 static enum rc yaml_load(const char *data, size_t n, const char *path,
 			 struct raw **raw, struct detail *why)
 {
@@ -670,17 +786,24 @@ static enum rc yaml_load(const char *data, size_t n, const char *path,
 				      .log_ctx = &c,
 				      .log_level = CYAML_LOG_ERROR,
 				      .mem_fn = cyaml_mem };
-	cyaml_err_t e = cyaml_load_data((const uint8_t *)data, n, &yaml,
-					&top_schema, (cyaml_data_t **)raw,
-					NULL);
+	unsigned second = second_document(data, n);
+	cyaml_err_t e;
 
+	if (second != 0) {
+		detail_set(why, RC_INVALID, NULL,
+			   "a configuration is one document");
+		detail_place(why, path, second);
+		return RC_INVALID;
+	}
+	e = cyaml_load_data((const uint8_t *)data, n, &yaml, &top_schema,
+			    (cyaml_data_t **)raw, NULL);
 	if (e == CYAML_OK)
 		return RC_OK;
-	complaint_key(&c);
-	detail_set(why, RC_INVALID, c.field, "%s",
-		   c.text[0] != '\0' ? c.text : cyaml_strerror(e));
-	detail_place(why, path, c.line);
-	return e == CYAML_ERR_OOM ? RC_NOMEM : RC_INVALID;
+	if (e == CYAML_ERR_OOM)
+		return RC_NOMEM;
+	if (c.text[0] == '\0')
+		snprintf(c.text, sizeof(c.text), "%s", cyaml_strerror(e));
+	return complaint_tell(&c, data, n, path, why);
 }
 
 enum rc config_load(struct config *cfg, const char *path, struct detail *why)
@@ -700,7 +823,8 @@ enum rc config_load(struct config *cfg, const char *path, struct detail *why)
 	if (rc == RC_OK) {
 		rc = raw_parse(raw, path, cfg, why);
 		if (rc != RC_OK && why != NULL)
-			detail_place(why, path, line_of(data, n, why->field));
+			detail_place(why, path,
+				     line_of(data, n, why->field, 1));
 	}
 	if (raw != NULL)
 		cyaml_free(&yaml, &top_schema, raw, 0);

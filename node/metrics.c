@@ -23,34 +23,34 @@
 struct metrics {
 	uint32_t magic;
 	struct env *env;
+	struct env_uv *uv;
 	struct core *core;
 	struct rpc *rpc;
 	uint64_t started_ns;
-	uv_check_t check;     /* Poll has returned: the turn begins. */
-	uv_prepare_t prepare; /* Poll is next: the turn has ended. */
-	uint64_t turn_ns;
+	uv_loop_t *loop;
+	uv_prepare_t prepare; /* Poll is next: a turn has ended. */
+	uint64_t turn_ns;     /* When the last one ended. */
+	uint64_t idle_ns;     /* Of the loop's life, until then. */
+	uint64_t busy_ns;
 	uint64_t stall_ns;
-	unsigned open_handles;
 };
 
-/* The longest turn is what every other client waits for. */
-static void turn_begins(uv_check_t *h)
+/* The longest turn is what every other client waits for. libuv calls handlers
+ * from inside its poll, so a turn is what passed less what poll waited. */
+static void turn_ended(uv_prepare_t *h)
 {
 	struct metrics *m = h->data;
+	uint64_t now = env_now_ns(m->env);
+	uint64_t idle = uv_metrics_idle_time(m->loop);
+	uint64_t busy = now - m->turn_ns - (idle - m->idle_ns);
 
-	m->turn_ns = env_now_ns(m->env);
-}
-
-static void turn_ends(uv_prepare_t *h)
-{
-	struct metrics *m = h->data;
-	uint64_t took;
-
-	if (m->turn_ns == 0)
-		return;
-	took = env_now_ns(m->env) - m->turn_ns;
-	if (took > m->stall_ns)
-		m->stall_ns = took;
+	if (m->turn_ns != 0 && busy <= now - m->turn_ns) {
+		m->busy_ns += busy;
+		if (busy > m->stall_ns)
+			m->stall_ns = busy;
+	}
+	m->turn_ns = now;
+	m->idle_ns = idle;
 }
 
 /* Everything that is counted, at one moment. */
@@ -261,6 +261,33 @@ static void status_shard(struct bridge *b, struct pack_w *w)
 	put_u64(w, "waiting", space.waiting);
 }
 
+/* Where the time of calls goes, us since the start: what reads and executes
+ * is the loop's time outside of its phases. */
+static void status_stages(struct metrics *m, struct pack_w *w)
+{
+	static const char *const names[ENV_PHASES] = {
+		[ENV_PHASE_PROPOSE] = "propose_us",
+		[ENV_PHASE_LOG] = "log_us",
+		[ENV_PHASE_ROUND] = "round_us",
+		[ENV_PHASE_RELEASE] = "release_us",
+		[ENV_PHASE_SEND] = "send_us",
+	};
+	uint64_t phases = 0;
+	unsigned i;
+
+	pack_map(w, ENV_PHASES + 3);
+	for (i = 0; i < ENV_PHASES; i++) {
+		phases += m->uv->phase_ns[i];
+		put_u64(w, names[i], m->uv->phase_ns[i] / 1000u);
+	}
+	put_u64(w, "execute_us",
+		m->busy_ns > phases ? (m->busy_ns - phases) / 1000u : 0);
+	put_u64(w, "log_writer_us",
+		env_uv_worker_cpu_ns(m->uv, ENV_WORKER_LOG) / 1000u);
+	put_u64(w, "storage_us",
+		env_uv_worker_cpu_ns(m->uv, ENV_WORKER_STORAGE) / 1000u);
+}
+
 static void status_log(const struct log_stats *log, struct pack_w *w)
 {
 	pack_map(w, 8);
@@ -291,7 +318,7 @@ static void host_status(void *arg, const struct caller *caller,
 	sample_take(m, &s);
 	log_stats(core_log(m->core), &log);
 	hex_encode(id->cluster_id, ID_BYTES, cluster);
-	pack_map(w, 17);
+	pack_map(w, 18);
 	put_str(w, "node", id->node_name);
 	put_u64(w, "node_id", id->node_id);
 	put_str(w, "cluster", cluster);
@@ -307,6 +334,8 @@ static void host_status(void *arg, const struct caller *caller,
 	put_u64(w, "calls_open", (uint64_t)s.calls_open);
 	put_u64(w, "objects_resident", (uint64_t)s.resident);
 	put_u64(w, "objects_resident_bytes", (uint64_t)s.resident_bytes);
+	pack_cstr(w, "stages");
+	status_stages(m, w);
 	pack_cstr(w, "log");
 	status_log(&log, w);
 	pack_cstr(w, "shards");
@@ -709,7 +738,7 @@ static void host_object(void *arg, const struct caller *caller,
 
 /* Life. */
 
-enum rc metrics_open(uv_loop_t *loop, struct env *env, struct core *core,
+enum rc metrics_open(uv_loop_t *loop, struct env_uv *env, struct core *core,
 		     struct metrics **out)
 {
 	struct metrics *m = calloc(1, sizeof(*m));
@@ -717,16 +746,14 @@ enum rc metrics_open(uv_loop_t *loop, struct env *env, struct core *core,
 	if (m == NULL)
 		return RC_NOMEM;
 	m->magic = METRICS_MAGIC;
-	m->env = env;
+	m->env = &env->env;
+	m->uv = env;
+	m->loop = loop;
 	m->core = core;
-	m->started_ns = env_now_ns(env);
-	uv_check_init(loop, &m->check);
+	m->started_ns = env_now_ns(m->env);
 	uv_prepare_init(loop, &m->prepare);
-	m->check.data = m;
 	m->prepare.data = m;
-	m->open_handles = 2;
-	uv_check_start(&m->check, turn_begins);
-	uv_prepare_start(&m->prepare, turn_ends);
+	uv_prepare_start(&m->prepare, turn_ended);
 	*out = m;
 	return RC_OK;
 }
@@ -750,14 +777,11 @@ static void metrics_closed(uv_handle_t *h)
 	struct metrics *m = h->data;
 
 	CHECK_OBJ(m, METRICS_MAGIC);
-	if (--m->open_handles > 0)
-		return;
 	m->magic = 0;
 	free(m);
 }
 
 void metrics_close(struct metrics *m)
 {
-	uv_close((uv_handle_t *)&m->check, metrics_closed);
 	uv_close((uv_handle_t *)&m->prepare, metrics_closed);
 }

@@ -7,11 +7,12 @@
 #ifndef HOLDFAST_NODE_METRICS_H
 #define HOLDFAST_NODE_METRICS_H
 
+#include "node/os/env_uv.h"
 #include "node/rpc.h"
 
 struct metrics;
 
-enum rc metrics_open(uv_loop_t *loop, struct env *env, struct core *core,
+enum rc metrics_open(uv_loop_t *loop, struct env_uv *env, struct core *core,
 		     struct metrics **out);
 /* Fills `host` with what rpc asks. */
 void metrics_host(struct metrics *m, struct rpc_host *host);

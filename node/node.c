@@ -254,7 +254,7 @@ static enum rc node_open_rpc(struct node *node, struct detail *why)
 	if (node->cfg->socket[0] == '\0')
 		return detail_set(why, RC_INVALID, "listen.socket",
 				  "is missing: a node that nobody can call");
-	rc = metrics_open(&node->loop, &node->env.env, node->core,
+	rc = metrics_open(&node->loop, &node->env, node->core,
 			  &node->metrics);
 	if (rc != RC_OK)
 		return rc;
@@ -328,6 +328,10 @@ int node_run(const struct config *cfg, bool format)
 		rc = secret_arena_open(cfg->secret_bytes, true, &why);
 	if (rc == RC_OK && uv_loop_init(&node->loop) != 0)
 		rc = RC_NOMEM;
+	/* Before the loop runs: metrics tell turns from waiting by it. */
+	if (rc == RC_OK && uv_loop_configure(&node->loop,
+					     UV_METRICS_IDLE_TIME) != 0)
+		rc = RC_INTERNAL;
 	if (rc == RC_OK)
 		rc = node_open(node, format, &why);
 	if (rc != RC_OK)

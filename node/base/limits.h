@@ -82,7 +82,7 @@
 #define STATE_RESERVE_BYTES 32u        /* Reserved at the end of each page. */
 #define STATE_RANGES 16u               /* Key ranges with a set hash each. */
 #define STATE_WAL_BYTES_MAX (16u << 20) /* A state's WAL, then a checkpoint. */
-#define STATE_SLICE_ROWS 1024u         /* Rows written before loads go on. */
+#define STATE_SLICE_ROWS 256u          /* Rows written before loads go on. */
 #define STATE_SLICE_BYTES (1u << 20)   /* The same in bytes. */
 #define LOAD_PAGE_BYTES_MAX (4u << 20) /* Rows of one page of a load. */
 #define LAG_MS_DEFAULT 100u            /* What `lagged` may lose. */

@@ -9,6 +9,7 @@ void turn_init(struct turn *t)
 	for (i = 0; i < ENV_PHASES; i++)
 		STAILQ_INIT(&t->phases[i]);
 	t->pending = 0;
+	t->passed = NULL;
 }
 
 void turn_post(struct turn *t, struct env_task *task)
@@ -38,6 +39,11 @@ void turn_run(struct turn *t)
 	unsigned i;
 
 	while (t->pending > 0)
-		for (i = 0; i < ENV_PHASES; i++)
+		for (i = 0; i < ENV_PHASES; i++) {
+			if (STAILQ_EMPTY(&t->phases[i]))
+				continue;
 			run_phase(t, &t->phases[i]);
+			if (t->passed != NULL)
+				t->passed(t, (enum env_phase)i);
+		}
 }

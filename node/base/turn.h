@@ -19,6 +19,9 @@ STAILQ_HEAD(turn_tasks, env_task);
 struct turn {
 	struct turn_tasks phases[ENV_PHASES];
 	unsigned pending; /* Posted tasks. */
+	/* Called after each phase that had tasks, for who measures them; NULL
+	 * after turn_init. */
+	void (*passed)(struct turn *t, enum env_phase phase);
 };
 
 /* Also: forgets what is posted without looking at it. */

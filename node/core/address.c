@@ -22,12 +22,12 @@ static enum rc label_check(struct pack_bytes s, const char *what,
 
 	if (s.n == 0 || s.n > TENANT_BYTES_MAX)
 		return detail_set(why, RC_INVALID, "address",
-				  "a %s has 1 to %u bytes", what,
+				  "%s has 1 to %u bytes", what,
 				  TENANT_BYTES_MAX);
 	for (i = 0; i < s.n; i++)
 		if (!label_byte(s.p[i], i == 0))
 			return detail_set(why, RC_INVALID, "address",
-					  "a %s is made of a-z, 0-9, _ and -, "
+					  "%s is made of a-z, 0-9, _ and -, "
 					  "and begins with a letter",
 					  what);
 	return RC_OK;
@@ -131,11 +131,11 @@ enum rc address_parse(struct pack_bytes text, struct pack_bytes tenant_default,
 	out->cls = part[parts - 2];
 	out->name = (struct pack_bytes){ NULL, 0 };
 	out->by_id = false;
-	rc = label_check(out->tenant, "tenant", why);
+	rc = label_check(out->tenant, "a tenant", why);
 	if (rc == RC_OK)
-		rc = label_check(out->env, "environment", why);
+		rc = label_check(out->env, "an environment", why);
 	if (rc == RC_OK)
-		rc = label_check(out->cls, "class", why);
+		rc = label_check(out->cls, "a class", why);
 	if (rc == RC_OK)
 		rc = name_parse(part[parts - 1], out, why);
 	return rc;

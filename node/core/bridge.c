@@ -701,6 +701,11 @@ uint64_t bridge_node_id(const struct bridge *b)
 	return b->cfg.shard.node_id;
 }
 
+uint64_t bridge_now_ns(const struct bridge *b)
+{
+	return b->epoch != 0 ? stamp_now(&b->stamp, env_now_ns(b->env)) : 0;
+}
+
 static void bridge_free(struct bridge *b)
 {
 	struct proof *p;
@@ -724,6 +729,7 @@ static void storage_closed(void *arg)
 	void *closed_arg = b->closed_arg;
 
 	CHECK_OBJ(b, BRIDGE_MAGIC);
+	space_free(b->space);
 	bridge_free(b);
 	closed(closed_arg);
 }
@@ -734,8 +740,9 @@ static void shard_closed(void *arg)
 
 	CHECK_OBJ(b, BRIDGE_MAGIC);
 	b->shard = NULL;
-	space_free(b->space);
-	b->space = NULL;
+	if (b->epoch != 0)
+		app_lost(&b->app, b->epoch);
+	/* Loads that are under way end in here: the space goes after. */
 	storage_close(b->storage, storage_closed, b);
 }
 
@@ -743,6 +750,7 @@ void bridge_close(struct bridge *b, void (*closed)(void *arg), void *arg)
 {
 	b->closed = closed;
 	b->closed_arg = arg;
+	rounds_cancel(b->rounds, b->shard);
 	shard_close(b->shard, shard_closed, b);
 }
 

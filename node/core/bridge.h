@@ -40,6 +40,8 @@ struct shard *bridge_shard(struct bridge *b);
 struct space *bridge_space(struct bridge *b);
 struct storage *bridge_storage(struct bridge *b);
 uint64_t bridge_node_id(const struct bridge *b);
+/* The owner's now (DESIGN D8); 0 while this node does not own the shard. */
+uint64_t bridge_now_ns(const struct bridge *b);
 
 /* Flush, checkpoint, stop; `closed` at the end. */
 void bridge_close(struct bridge *b, void (*closed)(void *arg), void *arg);

@@ -447,7 +447,7 @@ void core_discard(struct core *core)
 		call_table_discard(core->calls);
 	core->calls = NULL;
 	if (core->rounds != NULL)
-		rounds_free(core->rounds);
+		rounds_discard(core->rounds);
 	if (core->log != NULL)
 		log_discard(core->log);
 	core_free(core);

@@ -72,9 +72,6 @@ struct core_stats {
 	uint64_t calls_open;
 	uint64_t calls_bytes;
 	uint64_t by_rc[64];   /* Ended, per wire code. */
-	/* CPU and latency by stage of a call, ns, sums over `calls`. */
-	uint64_t parse_ns;
-	uint64_t run_ns;
 };
 void core_stats(const struct core *core, struct core_stats *out);
 

@@ -10,6 +10,7 @@ void stamp_lead(struct stamp *s, uint64_t last_ns, uint64_t last_wall_ms,
 
 	if (last_ns == 0)
 		last_ns = STAMP_FIRST_NS;
+	CHECK(last_ns <= STAMP_MAX_NS);
 	/* A wall clock that stands before the noted one tells nothing: no time
 	 * has passed as far as objects are concerned. */
 	if (last_wall_ms != 0 && wall_ms > last_wall_ms) {
@@ -24,6 +25,8 @@ void stamp_lead(struct stamp *s, uint64_t last_ns, uint64_t last_wall_ms,
 		forward_ns = STAMP_FORWARD_MAX_NS;
 		limited = true;
 	}
+	if (forward_ns > STAMP_MAX_NS - last_ns)
+		forward_ns = STAMP_MAX_NS - last_ns;
 	s->base_ns = last_ns + forward_ns;
 	s->origin_ns = now_ns;
 	s->last_ns = last_ns;
@@ -37,7 +40,9 @@ uint64_t stamp_now(const struct stamp *s, uint64_t now_ns)
 	uint64_t t;
 
 	PRE(now_ns >= s->origin_ns);
-	t = s->base_ns + (now_ns - s->origin_ns);
+	if (__builtin_add_overflow(s->base_ns, now_ns - s->origin_ns, &t) ||
+	    t > STAMP_MAX_NS)
+		t = STAMP_MAX_NS;
 	return t > s->last_ns ? t : s->last_ns;
 }
 

@@ -16,6 +16,8 @@
 
 #define STAMP_FIRST_NS 1000000000ull       /* Of an empty shard. */
 #define STAMP_FORWARD_MAX_NS 3600000000000ull /* Unsynchronised restart. */
+/* Half of 63 bits, 146 years: what expires a century later is still a time. */
+#define STAMP_MAX_NS (INT64_MAX / 2)
 
 struct stamp {
 	uint64_t base_ns;
@@ -28,6 +30,7 @@ struct stamp {
 void stamp_lead(struct stamp *s, uint64_t last_ns, uint64_t last_wall_ms,
 		uint64_t now_ns, uint64_t wall_ms, bool wall_synced,
 		bool *cut);
+/* At most STAMP_MAX_NS, where it stands still. */
 uint64_t stamp_now(const struct stamp *s, uint64_t now_ns);
 /* An entry got, or a committed one has, this stamp. */
 void stamp_seen(struct stamp *s, uint64_t stamp_ns);

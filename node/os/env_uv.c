@@ -282,6 +282,16 @@ static void before_wait(uv_prepare_t *prepare)
 		CHECK(uv_idle_start(&e->idle, nothing) == 0);
 }
 
+/* Six clock readings a turn tell where the loop's time goes. */
+static void phase_passed(struct turn *t, enum env_phase phase)
+{
+	struct env_uv *e = CONTAINER_OF(t, struct env_uv, turn);
+	uint64_t now = env_now_ns(&e->env);
+
+	e->phase_ns[phase] += now - e->phase_at_ns;
+	e->phase_at_ns = now;
+}
+
 static void after_wait(uv_check_t *check)
 {
 	struct env_uv *e = check->data;
@@ -289,8 +299,21 @@ static void after_wait(uv_check_t *check)
 	CHECK_OBJ(e, ENV_UV_MAGIC);
 	if (uv_is_active((uv_handle_t *)&e->idle))
 		CHECK(uv_idle_stop(&e->idle) == 0);
-	if (e->turn.pending > 0)
+	if (e->turn.pending > 0) {
+		e->phase_at_ns = env_now_ns(&e->env);
 		turn_run(&e->turn);
+	}
+}
+
+uint64_t env_uv_worker_cpu_ns(const struct env_uv *e, enum env_worker w)
+{
+	struct timespec t;
+	clockid_t clock;
+
+	if (pthread_getcpuclockid(e->workers[w].thread, &clock) != 0 ||
+	    clock_gettime(clock, &t) != 0)
+		return 0;
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
 /* ---- workers ---- */
@@ -481,6 +504,7 @@ enum rc env_uv_open(struct env_uv *e, uv_loop_t *loop)
 	e->env.ops = &uv_env_ops;
 	e->loop = loop;
 	turn_init(&e->turn);
+	e->turn.passed = phase_passed;
 	STAILQ_INIT(&e->done);
 	e->heap_max = HEAP_FIRST;
 	e->heap = malloc(e->heap_max * sizeof(*e->heap));
@@ -539,6 +563,7 @@ void env_uv_close(struct env_uv *e, void (*cb)(struct env_uv *e))
 	for (i = 0; i < ENV_WORKERS; i++)
 		worker_stop(&e->workers[i]);
 	turn_init(&e->turn);
+	e->turn.passed = phase_passed;
 	uv_close((uv_handle_t *)&e->prepare, handle_closed);
 	uv_close((uv_handle_t *)&e->check, handle_closed);
 	uv_close((uv_handle_t *)&e->idle, handle_closed);

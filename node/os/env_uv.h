@@ -44,6 +44,8 @@ struct env_uv {
 	uint32_t magic; /* Private, as all below. */
 	uv_loop_t *loop;
 	struct turn turn;
+	uint64_t phase_at_ns;
+	uint64_t phase_ns[ENV_PHASES]; /* Spent in each phase so far. */
 	uv_prepare_t prepare;
 	uv_check_t check;
 	uv_idle_t idle;
@@ -67,6 +69,9 @@ struct env_uv {
 /* `e` zeroed. Starts the workers' threads. RC_NOMEM, RC_OVERLOADED (no more
  * threads or descriptors): nothing is left open. */
 enum rc env_uv_open(struct env_uv *e, uv_loop_t *loop);
+
+/* CPU time of a worker's thread so far. Loop thread. */
+uint64_t env_uv_worker_cpu_ns(const struct env_uv *e, enum env_worker w);
 
 /*
  * No job may be under way. Timers that run and tasks that are posted are
