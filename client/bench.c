@@ -42,7 +42,6 @@
 #define RECONNECT_MS     20u
 #define TURN_NS_MIN      20000u /* Open loop: wake up at most so often. */
 #define TAIL_BYTES_MAX   (2u << 20)
-#define REQUEST_HEAD     7
 #define WARM_WRITES      20000u
 #define LIMIT_PER_PERIOD 1000000u
 #define LIMIT_PERIOD_MS  1000u
@@ -50,6 +49,7 @@
 /* How requests of one kind are made. */
 struct recipe {
 	const char *class_name; /* NULL: ping. */
+	size_t class_bytes;
 	struct pack_w tail;
 	size_t key_at;  /* Of 8 digits in the tail; 0: none. */
 	size_t idem_at; /* Of 16 bytes in the tail; 0: none. */
@@ -93,6 +93,7 @@ struct bench {
 	int epoll;
 	int timer;
 	struct sockaddr_un addr;
+	size_t prefix_bytes;
 	struct conn *conns;
 	struct conn control; /* For `status` alone. */
 	uint32_t open_conns;
@@ -125,6 +126,10 @@ struct bench {
 	bool asked;
 	struct snapshot *asked_into;
 };
+
+/* What follows the id. The second ends before the length of the address. */
+static const uint8_t ping_head[] = { 0xa4, 'p', 'i', 'n', 'g', 0x90 };
+static const uint8_t call_head[] = { 0xa4, 'c', 'a', 'l', 'l', 0x93, 0xd9 };
 
 static const char *const work_names[] = {
 	[BENCH_NULL] = "null",
@@ -190,6 +195,7 @@ static void recipe_init(struct recipe *c, const char *class_name)
 {
 	memset(c, 0, sizeof(*c));
 	c->class_name = class_name;
+	c->class_bytes = class_name != NULL ? strlen(class_name) : 0;
 	pack_w_init(&c->tail, TAIL_BYTES_MAX);
 }
 
@@ -314,53 +320,46 @@ static void u32_put(uint8_t *to, uint32_t v)
 	to[3] = (uint8_t)v;
 }
 
+static uint8_t *put(uint8_t *to, const void *bytes, size_t n)
+{
+	memcpy(to, bytes, n);
+	return to + n;
+}
+
 /* One request behind what stands in `w`; at most 600 bytes and the tail. */
 static void compose(struct bench *b, struct pack_w *w, uint32_t id,
 		    uint32_t object)
 {
 	const struct recipe *c = b->now_recipe;
-	size_t class_bytes;
-	size_t prefix_bytes;
 	uint8_t *length;
 	uint8_t *p;
 
 	if (!pack_w_reserve(w, 600 + c->tail.n))
 		return;
-	p = w->p + w->n;
-	memcpy(p, "\x94\x00\xce", 3);
-	u32_put(p + 3, id);
-	p += REQUEST_HEAD;
+	p = put(w->p + w->n, "\x94\x00\xce", 3);
+	u32_put(p, id);
+	p += 4;
 	if (c->class_name == NULL) {
-		memcpy(p, "\xa4ping\x90", 6);
-		w->n += REQUEST_HEAD + 6;
+		p = put(p, ping_head, sizeof(ping_head));
+		w->n = (size_t)(p - w->p);
 		return;
 	}
-	memcpy(p,
-	       "\xa4"
-	       "call\x93",
-	       6);
+	p = put(p, call_head, sizeof(call_head));
 	if (c->idem_at != 0)
-		p[5] = 0x94;
-	p[6] = 0xd9;
-	length = p + 7;
-	p += 8;
-	class_bytes = strlen(c->class_name);
-	memcpy(p, c->class_name, class_bytes);
-	p[class_bytes] = '/';
-	p += class_bytes + 1;
-	prefix_bytes = strlen(b->o->prefix);
-	memcpy(p, b->o->prefix, prefix_bytes);
-	p += prefix_bytes;
+		p[-2] = 0x94;
+	length = p++;
+	p = put(p, c->class_name, c->class_bytes);
+	*p++ = '/';
+	p = put(p, b->o->prefix, b->prefix_bytes);
 	p += digits_put(p, object);
 	*length = (uint8_t)(p - length - 1);
-	memcpy(p, c->tail.p, c->tail.n);
+	if (c->tail.n > 0)
+		memcpy(p, c->tail.p, c->tail.n);
 	if (c->key_at != 0)
 		digits_8(p + c->key_at,
 			 (uint32_t)(bench_random(b) % b->o->keys));
-	if (c->idem_at != 0) {
-		memcpy(p + c->idem_at, &b->nonce, 8);
-		memcpy(p + c->idem_at + 8, &b->calls, 8);
-	}
+	if (c->idem_at != 0)
+		memcpy(put(p + c->idem_at, &b->nonce, 8), &b->calls, 8);
 	w->n = (size_t)(p + c->tail.n - w->p);
 }
 
@@ -568,32 +567,40 @@ static uint64_t intended_ns(const struct bench *b, uint64_t nth)
 	       (uint64_t)((double)nth * (double)NS_PER_S / (double)b->o->rate);
 }
 
+/* A connection with a free place, in turns; NULL: there is none. */
+static struct conn *conn_next(struct bench *b)
+{
+	struct conn *c;
+	uint32_t i;
+
+	for (i = 0; i < b->o->clients; i++) {
+		c = &b->conns[(b->nth + i) % b->o->clients];
+		if (c->fd >= 0 && c->in_flight < b->o->pipeline)
+			return c;
+	}
+	return NULL;
+}
+
 /* Open loop: what should have begun by now begins, where there is a place. */
 static void conns_begin_due(struct bench *b)
 {
-	uint64_t at;
-	uint32_t i = 0;
 	struct conn *c;
+	double late_us;
+	uint64_t at;
 
 	while (b->open_loop && !b->stop) {
 		at = intended_ns(b, b->nth);
 		if (at > b->now_ns || at >= b->end_ns)
 			return;
-		for (; i < b->o->clients; i++) {
-			c = &b->conns[(b->nth + i) % b->o->clients];
-			if (c->fd >= 0 && c->in_flight < b->o->pipeline)
-				break;
-		}
-		b->full = i == b->o->clients;
-		if (b->full)
+		c = conn_next(b);
+		b->full = c == NULL;
+		if (c == NULL)
 			return;
-		if (b->measuring &&
-		    (double)(b->now_ns - at) / 1000 > b->r->generator_late_us)
-			b->r->generator_late_us =
-				(double)(b->now_ns - at) / 1000;
+		late_us = (double)(b->now_ns - at) / 1000;
+		if (b->measuring && late_us > b->r->generator_late_us)
+			b->r->generator_late_us = late_us;
 		b->nth++;
 		call_begin(b, c, object_next(b), at);
-		i = 0;
 	}
 }
 
@@ -737,8 +744,10 @@ static void status_answered(struct bench *b, const struct frame *f)
 
 static bool conn_grow(struct conn *c)
 {
-	uint8_t *p = realloc(c->in, c->in_cap * 2);
+	uint8_t *p;
 
+	CHECK(c->in_cap > 0);
+	p = realloc(c->in, c->in_cap * 2);
 	if (p == NULL)
 		return false;
 	c->in = p;
@@ -871,6 +880,7 @@ static void bench_status(struct bench *b, struct snapshot *into)
 		into->answered = b->answered;
 	}
 	b->asked = false;
+	b->asked_into = NULL;
 }
 
 /* No new calls; those in flight end, or are counted as lost. */
@@ -912,6 +922,7 @@ static enum rc phase_each(struct bench *b, const struct recipe *c, uint32_t n,
 	       first.text[0] == '\0')
 		bench_turn(b, end_ns);
 	b->sequence = false;
+	b->now_recipe = &b->recipe;
 	b->why = why;
 	if (b->next_object == n && calls_in_flight(b) == 0 &&
 	    b->calls - calls == n && first.text[0] == '\0')
@@ -927,6 +938,7 @@ static enum rc bench_set_up(struct bench *b)
 	struct recipe c;
 	enum rc rc = RC_OK;
 
+	PRE(b->conns != NULL);
 	if (work_limits(o->work)) {
 		recipe_policy(&c, o->work);
 		rc = phase_each(b, &c, o->objects, "setting the policies");
@@ -1130,6 +1142,7 @@ static enum rc bench_open(struct bench *b)
 	b->random = 0x9e3779b97f4a7c15u;
 	if (getrandom(&b->nonce, sizeof(b->nonce), 0) < 0)
 		b->nonce = b->now_ns;
+	b->prefix_bytes = strlen(b->o->prefix);
 	recipe_work(&b->recipe, b->o);
 	b->now_recipe = &b->recipe;
 	if (b->recipe.tail.rc != RC_OK)

@@ -273,7 +273,6 @@ static int args_run(struct cli *cli, const struct call_options *o,
 		code = call_run(cli, o, address, method, &args, show);
 	free(address);
 	pack_w_release(&args);
-	pack_w_release(body);
 	return code;
 }
 
@@ -425,6 +424,7 @@ static int kv_list_page(struct cli *cli, const struct kv_options *o,
 {
 	struct pack_w w;
 	uint32_t n = 0;
+	int code;
 
 	pack_w_init(&w, 2u << 20);
 	put_str(&w, &n, "prefix", cli->args_n == 3 ? cli->args[2] : NULL);
@@ -437,7 +437,9 @@ static int kv_list_page(struct cli *cli, const struct kv_options *o,
 		pack_bin(&w, cursor, cursor_bytes);
 		n++;
 	}
-	return args_run(cli, &o->call, "kv", cli->args[1], "list", &w, n, show);
+	code = args_run(cli, &o->call, "kv", cli->args[1], "list", &w, n, show);
+	pack_w_release(&w);
+	return code;
 }
 
 /* Where the next page of the page that was just shown begins. */
@@ -503,11 +505,37 @@ static int kv_list(struct cli *cli, const struct kv_options *o)
 	return code;
 }
 
+static int kv_keyed(struct cli *cli, const struct kv_options *o,
+		    struct pack_w *w)
+{
+	const char *verb = cli->args[0];
+	uint32_t n = 1;
+
+	if (strcmp(verb, "put") == 0)
+		return kv_put(cli, o, w);
+	if (strcmp(verb, "cas") == 0)
+		return kv_cas(cli, o, w);
+	if (strcmp(verb, "incr") == 0 && cli->args_n <= 4)
+		return kv_incr(cli, o, w);
+	pack_cstr(w, "key");
+	pack_cstr(w, cli->args[2]);
+	if (strcmp(verb, "get") == 0 && cli->args_n == 3)
+		return args_run(cli, &o->call, "kv", cli->args[1], "get", w, n,
+				o->raw ? show_raw : show_value);
+	if (strcmp(verb, "delete") == 0 && cli->args_n == 3) {
+		put_u64(w, &n, "if_rev", o->if_rev, NO_REV);
+		return args_run(cli, &o->call, "kv", cli->args[1], "delete", w,
+				n, show_map);
+	}
+	return cli_usage(cli, "kv %s: no such command, or too many arguments",
+			 verb);
+}
+
 static int kv_dispatch(struct cli *cli, const struct kv_options *o)
 {
 	const char *verb = cli->args[0];
 	struct pack_w w;
-	uint32_t n = 1;
+	int code;
 
 	if (strcmp(verb, "list") == 0)
 		return cli->args_n <= 3 ? kv_list(cli, o)
@@ -515,29 +543,14 @@ static int kv_dispatch(struct cli *cli, const struct kv_options *o)
 							 "[PREFIX]");
 	pack_w_init(&w, 2u << 20);
 	if (strcmp(verb, "destroy") == 0 && cli->args_n == 2)
-		return args_run(cli, &o->call, "kv", cli->args[1], "destroy",
+		code = args_run(cli, &o->call, "kv", cli->args[1], "destroy",
 				&w, 0, show_map);
-	if (cli->args_n < 3)
-		return cli_usage(cli, "kv %s NAME KEY ...", verb);
-	if (strcmp(verb, "put") == 0)
-		return kv_put(cli, o, &w);
-	if (strcmp(verb, "cas") == 0)
-		return kv_cas(cli, o, &w);
-	if (strcmp(verb, "incr") == 0 && cli->args_n <= 4)
-		return kv_incr(cli, o, &w);
-	pack_cstr(&w, "key");
-	pack_cstr(&w, cli->args[2]);
-	if (strcmp(verb, "get") == 0 && cli->args_n == 3)
-		return args_run(cli, &o->call, "kv", cli->args[1], "get", &w, n,
-				o->raw ? show_raw : show_value);
-	if (strcmp(verb, "delete") == 0 && cli->args_n == 3) {
-		put_u64(&w, &n, "if_rev", o->if_rev, NO_REV);
-		return args_run(cli, &o->call, "kv", cli->args[1], "delete", &w,
-				n, show_map);
-	}
+	else if (cli->args_n < 3)
+		code = cli_usage(cli, "kv %s NAME KEY ...", verb);
+	else
+		code = kv_keyed(cli, o, &w);
 	pack_w_release(&w);
-	return cli_usage(cli, "kv %s: no such command, or too many arguments",
-			 verb);
+	return code;
 }
 
 static int kv_command(struct cli *cli, int argc, char **argv)
@@ -639,59 +652,77 @@ static bool number_read(const char *text, uint64_t *v)
 	return text[0] >= '0' && text[0] <= '9' && *end == '\0' && errno == 0;
 }
 
-static int limit_put_policy(struct cli *cli, const struct limit_options *o)
+static int limit_put_policy(struct cli *cli, const struct limit_options *o,
+			    struct pack_w *w)
 {
 	struct call_options call = o->call;
 	uint64_t limit;
 	uint64_t period_ms;
 	uint32_t n = 2;
-	struct pack_w w;
 
 	if (cli->args_n != 4 || !number_read(cli->args[2], &limit) ||
 	    !number_read(cli->args[3], &period_ms))
 		return cli_usage(cli, "limit put-policy NAME LIMIT PERIOD_MS");
-	pack_w_init(&w, 65536);
-	pack_cstr(&w, "limit");
-	pack_u64(&w, limit);
-	pack_cstr(&w, "period_ms");
-	pack_u64(&w, period_ms);
-	put_u64(&w, &n, "burst", o->burst, 0);
-	put_str(&w, &n, "durability", o->call.durability);
-	put_u64(&w, &n, "if_rev", o->if_rev, NO_REV);
-	put_str(&w, &n, "name", o->policy);
+	pack_cstr(w, "limit");
+	pack_u64(w, limit);
+	pack_cstr(w, "period_ms");
+	pack_u64(w, period_ms);
+	put_u64(w, &n, "burst", o->burst, 0);
+	put_str(w, &n, "durability", o->call.durability);
+	put_u64(w, &n, "if_rev", o->if_rev, NO_REV);
+	put_str(w, &n, "name", o->policy);
 	/* Here it is the policy's, not that of this call. */
 	call.durability = NULL;
 	return args_run(cli, &call, "rate_limiter", cli->args[1], "put_policy",
-			&w, n, show_map);
+			w, n, show_map);
 }
 
-static int limit_check(struct cli *cli, const struct limit_options *o)
+static int limit_check(struct cli *cli, const struct limit_options *o,
+		       struct pack_w *w)
 {
 	uint32_t n = 1;
-	struct pack_w w;
 
-	pack_w_init(&w, 65536);
-	pack_cstr(&w, "key");
-	pack_cstr(&w, cli->args[2]);
-	put_u64(&w, &n, "cost", o->cost, UINT64_MAX);
-	put_true(&w, &n, "dry_run", o->dry_run);
-	put_str(&w, &n, "policy", o->policy);
-	return args_run(cli, &o->call, "rate_limiter", cli->args[1], "check",
-			&w, n, show_check);
+	pack_cstr(w, "key");
+	pack_cstr(w, cli->args[2]);
+	put_u64(w, &n, "cost", o->cost, UINT64_MAX);
+	put_true(w, &n, "dry_run", o->dry_run);
+	put_str(w, &n, "policy", o->policy);
+	return args_run(cli, &o->call, "rate_limiter", cli->args[1], "check", w,
+			n, show_check);
 }
 
 static int limit_keyed(struct cli *cli, const struct limit_options *o,
-		       const char *method, show_fn show)
+		       struct pack_w *w, const char *method, show_fn show)
 {
 	uint32_t n = 1;
-	struct pack_w w;
 
-	pack_w_init(&w, 65536);
-	pack_cstr(&w, "key");
-	pack_cstr(&w, cli->args[2]);
-	put_str(&w, &n, "policy", o->policy);
-	return args_run(cli, &o->call, "rate_limiter", cli->args[1], method, &w,
+	pack_cstr(w, "key");
+	pack_cstr(w, cli->args[2]);
+	put_str(w, &n, "policy", o->policy);
+	return args_run(cli, &o->call, "rate_limiter", cli->args[1], method, w,
 			n, show);
+}
+
+static int limit_dispatch(struct cli *cli, const struct limit_options *o,
+			  struct pack_w *w)
+{
+	const char *verb = cli->args[0];
+
+	if (strcmp(verb, "put-policy") == 0)
+		return limit_put_policy(cli, o, w);
+	if ((strcmp(verb, "describe") == 0 || strcmp(verb, "destroy") == 0) &&
+	    cli->args_n == 2)
+		return args_run(cli, &o->call, "rate_limiter", cli->args[1],
+				verb, w, 0, show_map);
+	if (cli->args_n != 3)
+		return cli_usage(cli, "limit %s: see the help", verb);
+	if (strcmp(verb, "check") == 0)
+		return limit_check(cli, o, w);
+	if (strcmp(verb, "peek") == 0)
+		return limit_keyed(cli, o, w, "peek", show_check);
+	if (strcmp(verb, "reset") == 0)
+		return limit_keyed(cli, o, w, "reset", show_map);
+	return cli_usage(cli, "limit %s: no such command", verb);
 }
 
 static int limit_command(struct cli *cli, int argc, char **argv)
@@ -712,33 +743,14 @@ static int limit_command(struct cli *cli, int argc, char **argv)
 		CLI_OPT_END,
 	};
 	int code = cli_parse(cli, argc, argv, opts, 2, 4);
-	const char *verb;
 	struct pack_w w;
 
 	if (code != CLI_OK || cli->help)
 		return code;
-	verb = cli->args[0];
-	if (strcmp(verb, "put-policy") == 0)
-		return limit_put_policy(cli, &o);
-	if (strcmp(verb, "describe") == 0 && cli->args_n == 2) {
-		pack_w_init(&w, 64);
-		return args_run(cli, &o.call, "rate_limiter", cli->args[1],
-				"describe", &w, 0, show_map);
-	}
-	if (strcmp(verb, "destroy") == 0 && cli->args_n == 2) {
-		pack_w_init(&w, 64);
-		return args_run(cli, &o.call, "rate_limiter", cli->args[1],
-				"destroy", &w, 0, show_map);
-	}
-	if (cli->args_n != 3)
-		return cli_usage(cli, "limit %s: see the help", verb);
-	if (strcmp(verb, "check") == 0)
-		return limit_check(cli, &o);
-	if (strcmp(verb, "peek") == 0)
-		return limit_keyed(cli, &o, "peek", show_check);
-	if (strcmp(verb, "reset") == 0)
-		return limit_keyed(cli, &o, "reset", show_map);
-	return cli_usage(cli, "limit %s: no such command", verb);
+	pack_w_init(&w, 65536);
+	code = limit_dispatch(cli, &o, &w);
+	pack_w_release(&w);
+	return code;
 }
 
 const struct cli_command cli_limit_command = {

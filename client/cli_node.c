@@ -4,9 +4,11 @@
  */
 #include <errno.h>
 #include <limits.h>
-#include <signal.h>
+#include <spawn.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <sysexits.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -57,8 +59,13 @@ static void cell(struct pack_bytes row, const char *key, int width)
 
 static void show_shards(struct pack_bytes status)
 {
-	static const char *const keys[] = { "shard",  "term",    "last",
-					    "commit", "applied", "objects" };
+	static const char *const keys[] = { "shard",        "leader",
+					    "term",         "last_index",
+					    "commit_index", "applied_index",
+					    "resident",     "waiting" };
+	static const char *const heads[] = { "shard",   "owner",  "term",
+					     "last",    "commit", "applied",
+					     "objects", "waiting" };
 	struct pack_bytes shards;
 	struct pack_bytes row;
 	struct pack_r r;
@@ -70,34 +77,63 @@ static void show_shards(struct pack_bytes status)
 	r = pack_reader(shards.p, shards.n);
 	if (pack_get_array(&r, &n) != RC_OK || n == 0)
 		return;
-	(void)printf("\n%8s%11s%11s%11s%11s%11s\n", "shard", "term", "last",
-		     "commit", "applied", "objects");
+	(void)fputc('\n', stdout);
+	for (i = 0; i < sizeof(heads) / sizeof(heads[0]); i++)
+		(void)printf("%*s", i < 2 ? 7 : 10, heads[i]);
+	(void)fputc('\n', stdout);
 	for (; n > 0 && pack_skip(&r, &row) == RC_OK; n--) {
 		for (i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
-			cell(row, keys[i], i == 0 ? 8 : 11);
+			cell(row, keys[i], i < 2 ? 7 : 10);
 		(void)fputc('\n', stdout);
 	}
+}
+
+static void show_log(struct pack_bytes status)
+{
+	struct pack_bytes log;
+	uint64_t live;
+	uint64_t max;
+	uint64_t mean;
+	uint64_t worst;
+
+	if (!out_find(status, "log", &log))
+		return;
+	if (out_find_u64(log, "live_bytes", &live) &&
+	    out_find_u64(log, "bytes_max", &max))
+		(void)printf("%-12s %s of %s in use\n", "log", out_bytes(live),
+			     out_bytes(max));
+	if (out_find_u64(log, "sync_us_mean", &mean) &&
+	    out_find_u64(log, "sync_us_max", &worst))
+		(void)printf("%-12s %llu us, at most %llu us\n", "sync takes",
+			     (unsigned long long)mean,
+			     (unsigned long long)worst);
 }
 
 static void show_status(struct pack_bytes s)
 {
 	uint64_t v;
+	uint64_t n;
 
 	line_text(s, "node", "node");
+	line_text(s, "cluster", "cluster");
 	line_text(s, "version", "version");
 	line_number(s, "pid", "process");
-	if (out_find_u64(s, "uptime_ms", &v))
+	if (out_find_u64(s, "up_ms", &v))
 		(void)printf("%-12s %s\n", "up", out_duration_ms(v));
 	if (out_find_u64(s, "cpu_us", &v))
 		(void)printf("%-12s %s\n", "cpu", out_duration_ms(v / 1000));
 	line_bytes(s, "rss_bytes", "memory");
 	line_number(s, "connections", "connections");
-	line_number(s, "calls", "calls");
-	line_number(s, "objects_resident", "resident");
+	line_number(s, "calls_open", "calls");
+	if (out_find_u64(s, "objects_resident", &n) &&
+	    out_find_u64(s, "objects_resident_bytes", &v))
+		(void)printf("%-12s %llu in memory, %s\n", "objects",
+			     (unsigned long long)n, out_bytes(v));
 	line_number(s, "syncs", "syncs");
-	line_bytes(s, "log_bytes", "log");
+	show_log(s);
 	if (out_find_u64(s, "loop_stall_max_us", &v))
-		(void)printf("%-12s %llu us\n", "stall", (unsigned long long)v);
+		(void)printf("%-12s %llu us at most\n", "loop turn",
+			     (unsigned long long)v);
 	show_shards(s);
 }
 
@@ -111,7 +147,7 @@ static int simple_rpc(struct cli *cli, const char *method,
 
 static int status_command(struct cli *cli, int argc, char **argv)
 {
-	const struct holdfast_answer *a;
+	const struct holdfast_answer *a = NULL;
 	int code = cli_parse(cli, argc, argv, NULL, 0, 0);
 
 	if (code != CLI_OK || cli->help)
@@ -134,7 +170,7 @@ const struct cli_command cli_status_command = {
 
 static int metrics_command(struct cli *cli, int argc, char **argv)
 {
-	const struct holdfast_answer *a;
+	const struct holdfast_answer *a = NULL;
 	struct pack_bytes text;
 	struct pack_r r;
 	int code = cli_parse(cli, argc, argv, NULL, 0, 0);
@@ -250,7 +286,7 @@ static void show_objects(struct pack_bytes answer)
 static int objects_ls(struct cli *cli, const struct objects_options *o)
 {
 	struct holdfast_request r = HOLDFAST_RPC("objects");
-	const struct holdfast_answer *a;
+	const struct holdfast_answer *a = NULL;
 	struct pack_w w;
 	int code;
 
@@ -261,7 +297,7 @@ static int objects_ls(struct cli *cli, const struct objects_options *o)
 	code = w.rc == RC_OK ? cli_call(cli, &r, "objects ls", &a)
 			     : cli_usage(cli, "the arguments are too long");
 	pack_w_release(&w);
-	if (code != CLI_OK)
+	if (code != CLI_OK || a == NULL)
 		return code;
 	if (cli->json)
 		out_json(stdout, answer_value_of(a));
@@ -273,7 +309,7 @@ static int objects_ls(struct cli *cli, const struct objects_options *o)
 static int objects_show(struct cli *cli, const char *address)
 {
 	struct holdfast_request r = HOLDFAST_RPC("object");
-	const struct holdfast_answer *a;
+	const struct holdfast_answer *a = NULL;
 	struct pack_w w;
 	int code;
 
@@ -285,7 +321,7 @@ static int objects_show(struct cli *cli, const char *address)
 	code = w.rc == RC_OK ? cli_call(cli, &r, address, &a)
 			     : cli_usage(cli, "the address is too long");
 	pack_w_release(&w);
-	if (code == CLI_OK)
+	if (code == CLI_OK && a != NULL)
 		out_result(cli, answer_value_of(a));
 	return code;
 }
@@ -365,7 +401,7 @@ static int ping_command(struct cli *cli, int argc, char **argv)
 		  "so many times (4)" },
 		CLI_OPT_END,
 	};
-	const struct holdfast_answer *a;
+	const struct holdfast_answer *a = NULL;
 	struct hdr *h;
 	uint64_t from;
 	int code = cli_parse(cli, argc, argv, opts, 0, 0);
@@ -399,42 +435,75 @@ const struct cli_command cli_ping_command = {
 /* ------------------------------------------------------- offline: holdfastd
  * --- */
 
-/*
- * The daemon knows the data directory; it lies beside this program, or in the
- * libexec directory of the same prefix. As libtool runs programs of a build
- * tree from a directory of its own, the one above is looked at too.
- */
-static int run_daemon(const struct cli *cli, const char *option,
-		      const char *dir)
+/* The daemon knows the data directory. It lies beside this program, or in sbin
+ * or libexec of the same prefix. */
+static bool daemon_find(const struct cli *cli, char *path, size_t path_bytes)
 {
-	static const char *const places[] = { "holdfastd", "../holdfastd",
-					      "../libexec/holdfast/holdfastd",
-					      "../sbin/holdfastd" };
+	static const char *const places[] = { "holdfastd", "../sbin/holdfastd",
+					      "../libexec/holdfast/holdfastd" };
 	char self[PATH_MAX];
-	char path[PATH_MAX + 64];
-	char *words[] = { path, NULL, NULL, NULL };
 	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+	char *slash;
 	size_t i;
 
 	if (n <= 0)
 		n = snprintf(self, sizeof(self), "%s", cli->program);
+	if (n >= (ssize_t)sizeof(self))
+		return false;
 	self[n] = '\0';
-	if (strrchr(self, '/') != NULL)
-		*strrchr(self, '/') = '\0';
-	(void)signal(SIGPIPE, SIG_DFL);
-	words[1] = strdup(option);
-	words[2] = strdup(dir);
+	slash = strrchr(self, '/');
+	if (slash == NULL)
+		return false;
+	*slash = '\0';
 	for (i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
-		(void)snprintf(path, sizeof(path), "%s/%s", self, places[i]);
-		if (words[1] != NULL && words[2] != NULL &&
-		    access(path, X_OK) == 0)
-			(void)execv(path, words);
+		(void)snprintf(path, path_bytes, "%s/%s", self, places[i]);
+		if (access(path, X_OK) == 0)
+			return true;
 	}
-	(void)fprintf(stderr, "holdfast: cannot run holdfastd beside %s: %s\n",
-		      self, strerror(errno));
+	(void)fprintf(stderr, "holdfast: there is no holdfastd beside %s/%s\n",
+		      self, slash + 1);
+	return false;
+}
+
+/* What the daemon's exit code (sysexits.h) is among ours. */
+static int daemon_code(int status)
+{
+	if (!WIFEXITED(status))
+		return CLI_INTERNAL;
+	switch (WEXITSTATUS(status)) {
+	case EX_OK:
+		return CLI_OK;
+	case EX_USAGE:
+	case EX_CONFIG:
+		return CLI_USAGE;
+	case EX_DATAERR:
+	case EX_TEMPFAIL:
+		return CLI_REFUSED;
+	default:
+		return CLI_INTERNAL;
+	}
+}
+
+static int run_daemon(const struct cli *cli, const char *option,
+		      const char *dir)
+{
+	char path[PATH_MAX + 64];
+	char *words[] = { path, strdup(option), strdup(dir), NULL };
+	int code = CLI_INTERNAL;
+	int status = 0;
+	pid_t pid = -1;
+
+	(void)fflush(stdout);
+	if (words[1] != NULL && words[2] != NULL &&
+	    daemon_find(cli, path, sizeof(path)) &&
+	    posix_spawn(&pid, path, NULL, NULL, words, environ) == 0) {
+		while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+			;
+		code = daemon_code(status);
+	}
 	free(words[1]);
 	free(words[2]);
-	return CLI_INTERNAL;
+	return code;
 }
 
 static int log_command(struct cli *cli, int argc, char **argv)

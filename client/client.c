@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/queue.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -60,6 +61,7 @@ struct answer_text {
 
 struct holdfast {
 	uint32_t magic;
+	LIST_HEAD(, pending) pending;
 	bool own_loop;
 	bool closing;
 	bool lost;     /* Since `lost` was last cleared: once or more. */
@@ -96,6 +98,7 @@ struct holdfast_args {
 
 /* An asynchronous call between session_start() and its callback. */
 struct pending {
+	LIST_ENTRY(pending) entry;
 	struct holdfast *h;
 	holdfast_cb cb;
 	void *arg;
@@ -455,6 +458,7 @@ static void client_handle_closed(struct holdfast *h)
 	if (--h->open_handles > 0 || !h->closing)
 		return;
 	session_end(h->session);
+	CHECK(LIST_EMPTY(&h->pending));
 	session_free(h->session);
 	pack_w_release(&h->params);
 	pack_w_release(&h->kept);
@@ -1033,6 +1037,7 @@ static void pending_answered(void *arg, const struct session_answer *a)
 	void *cb_arg = p->arg;
 
 	answer_fill(h, a, p->meta);
+	LIST_REMOVE(p, entry);
 	free(p);
 	cb(cb_arg, &h->answer);
 }
@@ -1054,8 +1059,10 @@ int holdfast_call(struct holdfast *h, const struct holdfast_request *r,
 	p->cb = cb;
 	p->arg = arg;
 	p->meta = (r->flags & HOLDFAST_META) != 0;
+	LIST_INSERT_HEAD(&h->pending, p, entry);
 	rc = client_call(h, r, pending_answered, p, ticket);
 	if (rc != RC_OK) {
+		LIST_REMOVE(p, entry);
 		free(p);
 		return code_of(rc);
 	}

@@ -419,7 +419,9 @@ uint32_t session_calls(const struct session *s)
 static enum rc one_object(struct pack_bytes b, enum pack_type want,
 			  const char *field, struct detail *why)
 {
-	struct pack_bounds bounds = { PACK_DEPTH_MAX, PACK_ELEMENTS_MAX,
+	/* The message around it counts as well. */
+	struct pack_bounds bounds = { PACK_DEPTH_MAX - 2,
+				      PACK_ELEMENTS_MAX - 64,
 				      SESSION_REQUEST_BYTES_MAX };
 	struct pack_scan scan = { 0 };
 	struct pack_r r = pack_reader(b.p, b.n);
@@ -430,7 +432,8 @@ static enum rc one_object(struct pack_bytes b, enum pack_type want,
 		return RC_OK;
 	if (pack_check(&scan, b.p, b.n, &bounds, &size) != RC_OK ||
 	    size != b.n || pack_peek(&r, &type) != RC_OK || type != want)
-		return detail_set(why, RC_INVALID, field, "%s is no encoded %s",
+		return detail_set(why, RC_INVALID, field,
+				  "%s is no encoded %s within the bounds",
 				  field, want == PACK_MAP ? "map" : "array");
 	return RC_OK;
 }
@@ -739,6 +742,12 @@ static void session_pump(struct session *s, uint64_t now_ns)
 	uint32_t to;
 
 	while ((c = TAILQ_FIRST(&s->waiting)) != NULL) {
+		if (c->deadline_ns <= now_ns) {
+			call_end_later(
+				s, c, RC_DEADLINE,
+				"the deadline passed before it was sent");
+			continue;
+		}
 		to = link_for(s, c);
 		if (to == s->links || !call_send(s, c, to, now_ns))
 			return;

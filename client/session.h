@@ -38,18 +38,20 @@
 #define SESSION_LINKS_MAX           8
 #define SESSION_CALLS_MAX           65536u
 #define SESSION_CALLS_DEFAULT       4096u
-#define SESSION_IN_FLIGHT_DEFAULT   1000u /* A node takes 1,024. */
+#define SESSION_IN_FLIGHT_DEFAULT   4096u /* A node takes 8,192. */
 #define SESSION_DEADLINE_DEFAULT_MS 5000u
 #define SESSION_DEADLINE_MAX_MS     60000u
 #define SESSION_GRACE_MS            250u
 #define SESSION_FRAME_BYTES_MAX     (4u << 20) /* An answer. */
-#define SESSION_REQUEST_BYTES_MAX   (2u << 20) /* What a node takes. */
-#define SESSION_OUT_BYTES_MAX       (8u << 20) /* Unsent, of one link. */
-#define SESSION_ADDRESS_BYTES_MAX   2048u
-#define SESSION_IDEM_BYTES_MAX      64u
-#define SESSION_TRACE_BYTES_MAX     128u
-#define SESSION_TRIES_DEFAULT       16u
-#define SESSION_PROTOCOL            1 /* Version of docs/protocol.md. */
+#define SESSION_REQUEST_BYTES_MAX                                   \
+	((2u << 20) - 1024u)                 /* A node takes 2 MiB. \
+					      */
+#define SESSION_OUT_BYTES_MAX     (8u << 20) /* Unsent, of one link. */
+#define SESSION_ADDRESS_BYTES_MAX 2048u
+#define SESSION_IDEM_BYTES_MAX    64u
+#define SESSION_TRACE_BYTES_MAX   128u
+#define SESSION_TRIES_DEFAULT     16u
+#define SESSION_PROTOCOL          1 /* Version of docs/protocol.md. */
 
 struct session;
 

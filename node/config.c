@@ -75,10 +75,10 @@ struct raw {
 	unsigned grants_count;
 };
 
-#define TEXT(key, type, member) \
+#define TEXT(key, type, member)                                               \
 	CYAML_FIELD_STRING_PTR(key, CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, \
 			       type, member, 0, CYAML_UNLIMITED)
-#define PART(key, member, fields) \
+#define PART(key, member, fields)                                         \
 	CYAML_FIELD_MAPPING(key, CYAML_FLAG_OPTIONAL, struct raw, member, \
 			    fields)
 
@@ -170,23 +170,24 @@ struct scale {
 };
 
 static const struct scale byte_scales[] = {
-	{ "", 1 },           { "B", 1 },           { "KiB", 1ull << 10 },
-	{ "MiB", 1ull << 20 }, { "GiB", 1ull << 30 }, { "TiB", 1ull << 40 },
+	{ "", 1 },
+	{ "B", 1 },
+	{ "KiB", 1ull << 10 },
+	{ "MiB", 1ull << 20 },
+	{ "GiB", 1ull << 30 },
+	{ "TiB", 1ull << 40 },
 };
 
 static const struct scale ms_scales[] = {
-	{ "", 1 },
-	{ "ms", 1 },
-	{ "s", 1000 },
-	{ "min", 60000 },
-	{ "h", 3600000 },
+	{ "", 1 },        { "ms", 1 },      { "s", 1000 },
+	{ "min", 60000 }, { "h", 3600000 },
 };
 
 static bool scale_find(enum unit unit, const char *suffix, uint64_t *factor)
 {
 	const struct scale *s = unit == UNIT_MS ? ms_scales : byte_scales;
-	size_t n = unit == UNIT_MS ? ARRAY_LEN(ms_scales) :
-				     ARRAY_LEN(byte_scales);
+	size_t n =
+		unit == UNIT_MS ? ARRAY_LEN(ms_scales) : ARRAY_LEN(byte_scales);
 	size_t i;
 
 	if (unit == UNIT_NONE)
@@ -309,8 +310,8 @@ static enum rc label(const char *field, const char *text, char *out, size_t n,
 		return rc;
 	for (; *p != '\0'; p++)
 		if (!((*p >= 'a' && *p <= 'z') ||
-		      (p > text && ((*p >= '0' && *p <= '9') || *p == '-' ||
-				    *p == '_'))))
+		      (p > text &&
+		       ((*p >= '0' && *p <= '9') || *p == '-' || *p == '_'))))
 			return detail_set(why, RC_INVALID, field,
 					  "is made of a-z, 0-9, _ and -, and "
 					  "begins with a letter");
@@ -390,8 +391,8 @@ static enum rc grant_parse(const struct raw_grant *raw, unsigned i,
 		rc = copy_text(field, raw->cls, g->cls, sizeof(g->cls), why);
 	snprintf(field, sizeof(field), "grants[%u].prefix", i);
 	if (rc == RC_OK && raw->prefix != NULL && raw->prefix[0] != '\0')
-		rc = copy_text(field, raw->prefix, g->prefix,
-			       sizeof(g->prefix), why);
+		rc = copy_text(field, raw->prefix, g->prefix, sizeof(g->prefix),
+			       why);
 	snprintf(field, sizeof(field), "grants[%u].rights", i);
 	if (rc == RC_OK)
 		rc = grant_rights(raw, field, &g->rights, why);
@@ -430,15 +431,14 @@ static enum rc limits_parse(const struct raw_limits *r, struct config *cfg,
 			      CALLS_MAX, &c->calls_max, why);
 	if (rc == RC_OK)
 		rc = number32("limits.objects", r->objects, UNIT_NONE, 16,
-			      16u * OBJECTS_RESIDENT_MAX, &c->objects_max,
-			      why);
+			      16u * OBJECTS_RESIDENT_MAX, &c->objects_max, why);
 	if (rc == RC_OK)
 		rc = number("limits.objects_bytes", r->objects_bytes,
 			    UNIT_BYTES, 1u << 20, 1ull << 40,
 			    &c->objects_bytes_max, why);
 	if (rc == RC_OK)
-		rc = number32("limits.object_idle", r->object_idle, UNIT_MS,
-			      10, 86400000, &c->object_idle_ms, why);
+		rc = number32("limits.object_idle", r->object_idle, UNIT_MS, 10,
+			      86400000, &c->object_idle_ms, why);
 	if (rc == RC_OK)
 		rc = number("limits.tenant_objects", r->tenant_objects,
 			    UNIT_NONE, 1, INT64_MAX, &c->tenant_objects_max,
@@ -633,8 +633,8 @@ static enum rc file_read(const char *path, char **out, size_t *n,
 		fclose(f);
 		free(p);
 		return detail_set(why, RC_INVALID, NULL, "%.150s: %s", path,
-				  large ? "larger than 1 MiB" :
-					  strerror(errno));
+				  large ? "larger than 1 MiB"
+					: strerror(errno));
 	}
 	fclose(f);
 	p[*n] = '\0';
@@ -689,7 +689,8 @@ static unsigned line_of(const char *data, size_t n, const char *field,
 			end = i + strcspn(data + i, "\n") - 1;
 		else if (first && n - i > key_n && data[i + key_n] == ':' &&
 			 memcmp(data + i, key, key_n) == 0 &&
-			 (i + key_n + 1 == n || is_space(data[i + key_n + 1]))) {
+			 (i + key_n + 1 == n ||
+			  is_space(data[i + key_n + 1]))) {
 			found++;
 			last = line;
 		}
@@ -854,8 +855,8 @@ void config_release(struct config *cfg)
 	cfg->grants_n = 0;
 }
 
-static enum rc path_join(const char *dir, const char *name, char *out,
-			 size_t n, struct detail *why)
+static enum rc path_join(const char *dir, const char *name, char *out, size_t n,
+			 struct detail *why)
 {
 	int len = snprintf(out, n, "%s/%s", dir, name);
 

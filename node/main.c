@@ -9,7 +9,8 @@
 
 static const char usage[] =
 	"usage: holdfastd --config FILE      serve as FILE says\n"
-	"       holdfastd --dev [--data DIR] serve alone, without configuration\n"
+	"       holdfastd --dev [--data DIR] serve alone, without "
+	"configuration\n"
 	"       holdfastd --config FILE --check-config | --print-config\n"
 	"       holdfastd --format DIR       make an empty data directory\n"
 	"       holdfastd --log-verify DIR   check the log of a stopped node\n"

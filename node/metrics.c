@@ -17,7 +17,7 @@
 #define METRICS_MAGIC 0x4d455452u
 #define LISTING_MAGIC 0x4c495354u
 
-#define LISTING_ITEMS_MAX 1000u
+#define LISTING_ITEMS_MAX     1000u
 #define LISTING_ITEMS_DEFAULT 100u
 
 struct metrics {
@@ -213,10 +213,10 @@ static void host_metrics(void *arg, struct pack_w *out)
 		return;
 	}
 	sample_take(m, &s);
-#define METRIC(name, type, field, help) \
-	page_add(&page, \
+#define METRIC(name, type, field, help)                               \
+	page_add(&page,                                               \
 		 "# HELP " #name " " help "\n# TYPE " #name " " #type \
-		 "\n" #name " %.9g\n", \
+		 "\n" #name " %.9g\n",                                \
 		 s.field);
 #include "node/metrics.tbl"
 #undef METRIC
@@ -295,8 +295,8 @@ static void status_log(const struct log_stats *log, struct pack_w *w)
 	put_u64(w, "syncs", log->syncs);
 	put_u64(w, "bytes", log->bytes);
 	put_u64(w, "sync_us_mean",
-		log->batches == 0 ? 0 :
-				    log->sync_ns_sum / log->batches / 1000u);
+		log->batches == 0 ? 0
+				  : log->sync_ns_sum / log->batches / 1000u);
 	put_u64(w, "sync_us_max", log->sync_ns_max / 1000u);
 	put_u64(w, "segments", log->segments);
 	put_u64(w, "live_bytes", log->live_bytes);
@@ -510,8 +510,8 @@ static enum rc copy_word(struct pack_bytes b, const char *field, char *out,
 			 size_t n, struct detail *why)
 {
 	if (b.n == 0 || b.n >= n || memchr(b.p, 0, b.n) != NULL)
-		return detail_set(why, RC_INVALID, field,
-				  "has 1 to %zu bytes", n - 1);
+		return detail_set(why, RC_INVALID, field, "has 1 to %zu bytes",
+				  n - 1);
 	memcpy(out, b.p, b.n);
 	out[b.n] = '\0';
 	return RC_OK;
@@ -532,9 +532,8 @@ static enum rc cursor_read(struct listing *l, struct pack_bytes b,
 		shard = shard * 10 + (uint32_t)(*p - '0');
 	}
 	if (shard >= core_shards(l->m->core) ||
-	    hex_decode((const char *)dot + 1,
-		       b.n - (size_t)(dot + 1 - b.p), l->heads.after.b,
-		       OID_BYTES) != RC_OK)
+	    hex_decode((const char *)dot + 1, b.n - (size_t)(dot + 1 - b.p),
+		       l->heads.after.b, OID_BYTES) != RC_OK)
 		goto bad;
 	l->shard = shard;
 	return RC_OK;

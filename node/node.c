@@ -194,8 +194,8 @@ static void node_signalled(uv_signal_t *s, int number)
 static enum rc node_take_disk(struct node *node, bool create,
 			      struct detail *why)
 {
-	enum rc rc = disk_posix_open(node->cfg->data, create, &node->posix,
-				     why);
+	enum rc rc =
+		disk_posix_open(node->cfg->data, create, &node->posix, why);
 
 	if (rc != RC_OK)
 		return rc;
@@ -254,8 +254,7 @@ static enum rc node_open_rpc(struct node *node, struct detail *why)
 	if (node->cfg->socket[0] == '\0')
 		return detail_set(why, RC_INVALID, "listen.socket",
 				  "is missing: a node that nobody can call");
-	rc = metrics_open(&node->loop, &node->env, node->core,
-			  &node->metrics);
+	rc = metrics_open(&node->loop, &node->env, node->core, &node->metrics);
 	if (rc != RC_OK)
 		return rc;
 	metrics_host(node->metrics, &host);
@@ -329,8 +328,8 @@ int node_run(const struct config *cfg, bool format)
 	if (rc == RC_OK && uv_loop_init(&node->loop) != 0)
 		rc = RC_NOMEM;
 	/* Before the loop runs: metrics tell turns from waiting by it. */
-	if (rc == RC_OK && uv_loop_configure(&node->loop,
-					     UV_METRICS_IDLE_TIME) != 0)
+	if (rc == RC_OK &&
+	    uv_loop_configure(&node->loop, UV_METRICS_IDLE_TIME) != 0)
 		rc = RC_INTERNAL;
 	if (rc == RC_OK)
 		rc = node_open(node, format, &why);
@@ -373,11 +372,11 @@ int node_format(const struct config *cfg)
 	if (rc == RC_OK)
 		rc = node_take_disk(node, true, &why);
 	if (rc == RC_OK)
-		rc = identity_read(node->disk, &id, NULL) != RC_NOT_FOUND ?
-			     detail_set(&why, RC_EXISTS, "data",
-					"%.150s is a data directory already",
-					cfg->data) :
-			     node_make_disk(node, &why);
+		rc = identity_read(node->disk, &id, NULL) != RC_NOT_FOUND
+			     ? detail_set(&why, RC_EXISTS, "data",
+					  "%.150s is a data directory already",
+					  cfg->data)
+			     : node_make_disk(node, &why);
 	if (rc != RC_OK)
 		return complain(rc, &why);
 	return NODE_EXIT_OK;

@@ -12,10 +12,10 @@
 /* Exit codes of holdfastd (sysexits.h's meanings). */
 enum {
 	NODE_EXIT_OK = 0,
-	NODE_EXIT_USAGE = 64,   /* Wrong arguments. */
-	NODE_EXIT_DATA = 65,    /* The data directory is damaged or foreign. */
-	NODE_EXIT_CONFIG = 78,  /* The configuration is wrong. */
-	NODE_EXIT_BUSY = 75,    /* Another process holds directory or socket. */
+	NODE_EXIT_USAGE = 64,  /* Wrong arguments. */
+	NODE_EXIT_DATA = 65,   /* The data directory is damaged or foreign. */
+	NODE_EXIT_CONFIG = 78, /* The configuration is wrong. */
+	NODE_EXIT_BUSY = 75,   /* Another process holds directory or socket. */
 	NODE_EXIT_FAIL_STOP = 70, /* A write or sync failed: env_fail_stop. */
 	NODE_EXIT_OTHER = 71,
 };

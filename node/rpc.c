@@ -18,28 +18,28 @@
 #include "node/base/pool.h"
 #include "node/core/internal.h"
 
-#define RPC_MAGIC 0x52504353u
+#define RPC_MAGIC  0x52504353u
 #define CONN_MAGIC 0x434f4e4eu
 #define SLOT_MAGIC 0x534c4f54u
 
-#define SWEEP_MS 1000u
+#define SWEEP_MS         1000u
 #define PROTOCOL_VERSION 1u
 
 struct conn;
 
 struct rpc_slot {
 	uint32_t magic;
-	uint32_t id;        /* The request's, as the client numbers it. */
+	uint32_t id; /* The request's, as the client numbers it. */
 	struct conn *conn;
-	struct call *call;  /* NULL: not a call. */
+	struct call *call; /* NULL: not a call. */
 	LIST_ENTRY(rpc_slot) link;
 };
 
 struct conn {
 	uint32_t magic;
 	bool closing;
-	bool closed;  /* libuv is done with the handle. */
-	bool eof;     /* The client sends no more, but may still read. */
+	bool closed; /* libuv is done with the handle. */
+	bool eof;    /* The client sends no more, but may still read. */
 	bool reading;
 	bool dirty;   /* In the list of those with something to write. */
 	bool waiting; /* In the list of those with frames left to begin. */
@@ -61,10 +61,10 @@ struct conn {
 	struct frame_reader reader;
 	uint64_t partial_ms; /* Since when a frame is unfinished; 0: none. */
 
-	struct pack_w out;    /* Filled by answers. */
-	struct pack_w wire;   /* Being written by libuv. */
+	struct pack_w out;  /* Filled by answers. */
+	struct pack_w wire; /* Being written by libuv. */
 	size_t wire_at;
-	uint64_t stuck_ms;    /* Since when nothing could be written. */
+	uint64_t stuck_ms; /* Since when nothing could be written. */
 	uv_write_t write;
 
 	uint32_t calls;
@@ -267,9 +267,9 @@ static void error_write(struct conn *c, uint32_t id, const struct answer *a)
 	struct frame_error e = { .code = a->rc,
 				 .outcome = a->outcome,
 				 .retry_after_ms = a->retry_after_ms };
-	const char *message = a->why != NULL && a->why->text[0] != '\0' ?
-				      a->why->text :
-				      rc_text(a->rc);
+	const char *message = a->why != NULL && a->why->text[0] != '\0'
+				      ? a->why->text
+				      : rc_text(a->rc);
 
 	snprintf(request_id, sizeof(request_id), "%016llx",
 		 (unsigned long long)a->request_id);
@@ -569,10 +569,10 @@ static void notification(struct conn *c, const struct frame *f)
 	    pack_get_u64(&r, &id) != RC_OK)
 		return;
 	LIST_FOREACH(s, &c->slots, link)
-		if (s->id == id && s->call != NULL) {
-			call_cancel(s->call);
-			return;
-		}
+	if (s->id == id && s->call != NULL) {
+		call_cancel(s->call);
+		return;
+	}
 }
 
 /* Reading. */
@@ -833,7 +833,8 @@ static void conn_close(struct conn *c)
 	TAILQ_REMOVE(&rpc->conns, c, link);
 	rpc->stats.connections--;
 	/* Nobody is left to hear: what has not begun need not. The caller's
-	 * names live in the connection, so its calls must end before it does. */
+	 * names live in the connection, so its calls must end before it does.
+	 */
 	while ((s = LIST_FIRST(&c->slots)) != NULL) {
 		LIST_REMOVE(s, link);
 		LIST_INSERT_HEAD(&c->dying, s, link);

@@ -2,8 +2,8 @@
  * rpc - the MessagePack-RPC server: listeners, connections, their bounds.
  *
  * Loop thread. A connection reads frames in place, starts calls, and writes all
- * answers of a loop turn at once. What is not a call (hello, ping, status ...) is
- * answered here with the help of `struct rpc_host`. Unix sockets are created
+ * answers of a loop turn at once. What is not a call (hello, ping, status ...)
+ * is answered here with the help of `struct rpc_host`. Unix sockets are created
  * with mode 0600 and serve the own uid and root only; the principal of a
  * connection is unix:NODE:UID.
  */
@@ -21,8 +21,8 @@ struct rpc_slot; /* One request that waits for its answer. */
 /* What the daemon tells about itself; each writes one encoded value. */
 struct rpc_host {
 	void *arg;
-	void (*status)(void *arg, const struct caller *caller,
-		       bool reset_stall, struct pack_w *out);
+	void (*status)(void *arg, const struct caller *caller, bool reset_stall,
+		       struct pack_w *out);
 	void (*metrics)(void *arg, struct pack_w *out);
 	/* Asynchronous: answers through rpc_answer, perhaps from inside. */
 	void (*objects)(void *arg, const struct caller *caller,

@@ -7,8 +7,8 @@
  *           signed ones with the same bits; "conf": blob, absent until there
  *           is one
  *   heads   oid -> the object's head record, sealed
- *   rows    (oid, kind, key) -> value, sealed, and expires: stamp in ns, 0 never
- *   ranges  range -> set hash, 16 bytes: two sums of 64 bits, little endian
+ *   rows    (oid, kind, key) -> value, sealed, and expires: stamp in ns, 0
+ * never ranges  range -> set hash, 16 bytes: two sums of 64 bits, little endian
  *
  * A head counts in its range's set hash as BLAKE2b-128 of the parts
  * (13 bytes: 'h', zeros), oid, (empty), head; a row as the one of
@@ -47,17 +47,16 @@ static const char schema[] =
 	"PRAGMA user_version=1;";
 
 /* The locking mode comes first: SQLite must not look for shared memory. */
-static const char pragmas[] =
-	"PRAGMA locking_mode=EXCLUSIVE;"
-	"PRAGMA journal_mode=WAL;"
-	"PRAGMA synchronous=NORMAL;"
-	"PRAGMA wal_autocheckpoint=0;"
-	"PRAGMA cache_size=-" CACHE_KIB ";"
-	"PRAGMA temp_store=MEMORY;"
-	"PRAGMA mmap_size=0;"
-	"PRAGMA foreign_keys=OFF;"
-	"PRAGMA trusted_schema=OFF;"
-	"PRAGMA secure_delete=ON;";
+static const char pragmas[] = "PRAGMA locking_mode=EXCLUSIVE;"
+			      "PRAGMA journal_mode=WAL;"
+			      "PRAGMA synchronous=NORMAL;"
+			      "PRAGMA wal_autocheckpoint=0;"
+			      "PRAGMA cache_size=-" CACHE_KIB ";"
+			      "PRAGMA temp_store=MEMORY;"
+			      "PRAGMA mmap_size=0;"
+			      "PRAGMA foreign_keys=OFF;"
+			      "PRAGMA trusted_schema=OFF;"
+			      "PRAGMA secure_delete=ON;";
 
 enum statement {
 	BEGIN,
@@ -174,17 +173,20 @@ static enum rc failed(struct db *db, int e, const char *what)
 	rc = db_vfs_fault(db->vfs, &db->why);
 	if (rc != RC_OK)
 		return rc;
-	return detail_set(&db->why, rc_of(e), NULL, "%s, %s: %s",
-			  db_vfs_file(db->vfs), what,
-			  db->conn != NULL ? sqlite3_errmsg(db->conn) :
-					     sqlite3_errstr(e));
+	rc = rc_of(e);
+	(void)detail_set(&db->why, rc, NULL, "%s, %s: %s", db_vfs_file(db->vfs),
+			 what,
+			 db->conn != NULL ? sqlite3_errmsg(db->conn)
+					  : sqlite3_errstr(e));
+	return rc;
 }
 
 static enum rc not_ours(struct db *db, const char *what)
 {
 	db->why = (struct detail){ 0 };
-	return detail_set(&db->why, RC_CORRUPT, NULL, "%s: %s",
-			  db_vfs_file(db->vfs), what);
+	(void)detail_set(&db->why, RC_CORRUPT, NULL, "%s: %s",
+			 db_vfs_file(db->vfs), what);
+	return RC_CORRUPT;
 }
 
 const char *db_why(const struct db *db)
@@ -232,6 +234,7 @@ static enum rc run(struct db *db, enum statement which, int e)
 static enum rc column_bytes(struct db *db, sqlite3_stmt *s, int at,
 			    struct pack_bytes *out)
 {
+	*out = (struct pack_bytes){ NULL, 0 };
 	if (sqlite3_column_type(s, at) != SQLITE_BLOB)
 		return not_ours(db, "a column is of another type");
 	out->p = sqlite3_column_blob(s, at);
@@ -327,8 +330,8 @@ static enum rc each_head(struct db *db, enum statement which, int e,
 
 enum rc db_head(struct db *db, const struct oid *oid, db_head_cb cb, void *arg)
 {
-	return each_head(db, HEAD_GET,
-			 bind_oid(db->statements[HEAD_GET], oid), cb, arg);
+	return each_head(db, HEAD_GET, bind_oid(db->statements[HEAD_GET], oid),
+			 cb, arg);
 }
 
 enum rc db_row(struct db *db, const struct oid *oid, enum row_kind kind,
@@ -339,8 +342,7 @@ enum rc db_row(struct db *db, const struct oid *oid, enum row_kind kind,
 	return each_row(db, ROW_GET, bind_row_id(s, oid, kind, key), cb, arg);
 }
 
-enum rc db_object(struct db *db, const struct oid *oid, db_row_cb cb,
-		  void *arg)
+enum rc db_object(struct db *db, const struct oid *oid, db_row_cb cb, void *arg)
 {
 	return each_row(db, OBJECT_GET,
 			bind_oid(db->statements[OBJECT_GET], oid), cb, arg);
@@ -368,8 +370,8 @@ enum rc db_scan(struct db *db, const struct oid *oid, enum row_kind kind,
 
 enum rc db_expired(struct db *db, uint64_t stamp_ns, db_row_cb cb, void *arg)
 {
-	sqlite3_int64 at = stamp_ns > INT64_MAX ? INT64_MAX :
-						  (sqlite3_int64)stamp_ns;
+	sqlite3_int64 at =
+		stamp_ns > INT64_MAX ? INT64_MAX : (sqlite3_int64)stamp_ns;
 
 	return each_row(db, EXPIRED,
 			sqlite3_bind_int64(db->statements[EXPIRED], 1, at), cb,
@@ -471,8 +473,7 @@ static void sum_subtract(struct sum *s, struct sum x)
 	s->lane[1] -= x.lane[1];
 }
 
-void db_range_hash(const struct db *db, unsigned range,
-		   uint8_t out[HASH_BYTES])
+void db_range_hash(const struct db *db, unsigned range, uint8_t out[HASH_BYTES])
 {
 	PRE(range < STATE_RANGES);
 	sum_write(&db->committed[range], out);
@@ -863,8 +864,8 @@ static enum rc create_rows(struct db *db, uint32_t shard, uint64_t generation)
 static enum rc create(struct db *db, uint32_t shard, uint64_t generation)
 {
 	sqlite3_int64 tables = 0;
-	enum rc rc = one(db, "SELECT count(*) FROM sqlite_schema", &tables,
-			 NULL, 0);
+	enum rc rc =
+		one(db, "SELECT count(*) FROM sqlite_schema", &tables, NULL, 0);
 
 	if (rc == RC_OK && tables > 0)
 		return not_ours(db, "the schema has no version");
@@ -888,8 +889,7 @@ static enum rc get_number(struct db *db, const char *key, uint64_t *out)
 
 	if (e == SQLITE_OK)
 		e = sqlite3_step(s);
-	if (e == SQLITE_ROW &&
-	    sqlite3_column_type(s, 0) == SQLITE_INTEGER) {
+	if (e == SQLITE_ROW && sqlite3_column_type(s, 0) == SQLITE_INTEGER) {
 		*out = (uint64_t)sqlite3_column_int64(s, 0);
 		rc = RC_OK;
 	} else if (e != SQLITE_ROW && e != SQLITE_DONE) {

@@ -5,10 +5,10 @@
  * db_vfs.c; every other file of the server knows nothing of SQLite.
  *
  * Result codes of all that return one: RC_OK; RC_CORRUPT, the state is bad (a
- * checksum, or SQLite found its structure wrong); RC_IO and RC_NO_SPACE, a write
- * or sync failed and the node has to stop; RC_NOMEM, nothing is certain about a
- * transaction that was open. After anything but RC_OK from a function that
- * writes, the database can only be discarded. db_why() has the sentence.
+ * checksum, or SQLite found its structure wrong); RC_IO and RC_NO_SPACE, a
+ * write or sync failed and the node has to stop; RC_NOMEM, nothing is certain
+ * about a transaction that was open. After anything but RC_OK from a function
+ * that writes, the database can only be discarded. db_why() has the sentence.
  */
 #ifndef HOLDFAST_OBJECTS_DB_H
 #define HOLDFAST_OBJECTS_DB_H
@@ -75,7 +75,8 @@ enum rc db_checkpoint(struct db *db);
 /* What the WAL holds. */
 uint64_t db_wal_bytes(const struct db *db);
 
-/* ---- reading: views are valid inside the callback; false ends the scan ---- */
+/* ---- reading: views are valid inside the callback; false ends the scan ----
+ */
 
 typedef bool (*db_row_cb)(void *arg, const struct oid *oid,
 			  const struct unit_row *row);

@@ -37,8 +37,8 @@
  *   52  4  pages of the main file when the copying began
  *   4092 4 CRC-32C of the block's bytes before this
  *
- * A checkpoint: the WAL is synced; the mark says `copying`; pages go to the main
- * file; it is synced; the mark says `done`; the WAL is emptied. So
+ * A checkpoint: the WAL is synced; the mark says `copying`; pages go to the
+ * main file; it is synced; the mark says `done`; the WAL is emptied. So
  *
  * - under `copying` the main file may be a mixture of old and new pages, which
  *   the WAL makes whole: it must have all the frames of the mark;
@@ -76,6 +76,9 @@
 _Static_assert(STREAM_BYTES % DISK_ALIGN == 0, "read past the page cache");
 _Static_assert(MARK_BYTES % DISK_ALIGN == 0, "read past the page cache");
 _Static_assert(STATE_RESERVE_BYTES == 32, "the trailer's layout");
+
+static const uint8_t page_magic[4] = { 'H', 'F', 'p', 'g' };
+static const uint8_t mark_magic[8] = { 'H', 'F', 'w', 'a', 'l', 'm', 'k', '1' };
 
 enum mark_state { MARK_COPYING = 1, MARK_DONE = 2 };
 
@@ -182,8 +185,9 @@ static bool dead(const struct db_vfs *v)
 }
 
 /* Returns SQLite's code for it: SQLite only passes it on. */
-__attribute__((format(printf, 3, 4))) static int
-fault(struct db_vfs *v, enum rc rc, const char *fmt, ...)
+__attribute__((format(printf, 3, 4))) static int fault(struct db_vfs *v,
+						       enum rc rc,
+						       const char *fmt, ...)
 {
 	va_list ap;
 
@@ -218,7 +222,7 @@ static void page_stamp(const struct db_vfs *v, uint32_t number, uint8_t *page)
 {
 	uint8_t *t = page + TRAILER_AT;
 
-	memcpy(t, "HFpg", 4);
+	memcpy(t, page_magic, sizeof(page_magic));
 	put32(t + 4, PAGE_VERSION);
 	put32(t + 8, number);
 	put32(t + 12, v->shard);
@@ -233,9 +237,9 @@ static bool page_good(const struct db_vfs *v, uint32_t number,
 	const uint8_t *t = page + TRAILER_AT;
 
 	return get32(page + PAGE_CRC_AT) == crc32c(0, page, PAGE_CRC_AT) &&
-	       memcmp(t, "HFpg", 4) == 0 && get32(t + 4) == PAGE_VERSION &&
-	       get32(t + 8) == number && get32(t + 12) == v->shard &&
-	       get64(t + 16) == v->generation;
+	       memcmp(t, page_magic, sizeof(page_magic)) == 0 &&
+	       get32(t + 4) == PAGE_VERSION && get32(t + 8) == number &&
+	       get32(t + 12) == v->shard && get64(t + 16) == v->generation;
 }
 
 /* A database without a table, in WAL mode, as SQLite would have begun it. */
@@ -267,7 +271,7 @@ static bool mark_get(const struct db_vfs *v, const uint8_t *block,
 
 	if (get32(block + MARK_BYTES - 4) != crc32c(0, block, MARK_BYTES - 4))
 		return false;
-	if (memcmp(block, "HFwalmk1", 8) != 0)
+	if (memcmp(block, mark_magic, sizeof(mark_magic)) != 0)
 		return false;
 	if (get32(block + 16) != v->shard || get64(block + 24) != v->generation)
 		return false;
@@ -288,7 +292,7 @@ static enum rc mark_put(struct db_vfs *v, unsigned at)
 	uint8_t *block = v->block;
 
 	memset(block, 0, MARK_BYTES);
-	memcpy(block, "HFwalmk1", 8);
+	memcpy(block, mark_magic, sizeof(mark_magic));
 	put64(block + 8, m->sequence);
 	put32(block + 16, v->shard);
 	put32(block + 20, m->state);
@@ -468,8 +472,8 @@ static int wal_put(struct db_vfs *v, const void *p, size_t n, uint64_t off)
 	enum rc rc = disk_write(v->wal, p, n, off);
 
 	v->wal_synced = false;
-	return rc == RC_OK ? SQLITE_OK :
-			     write_fault(v, rc, "a write to the WAL");
+	return rc == RC_OK ? SQLITE_OK
+			   : write_fault(v, rc, "a write to the WAL");
 }
 
 static int wal_put_header(struct db_vfs *v, const uint8_t *p)
@@ -904,8 +908,8 @@ static int vfs_access(sqlite3_vfs *vfs, const char *name, int flags, int *out)
 static int vfs_path(sqlite3_vfs *vfs, const char *name, int n, char *out)
 {
 	(void)vfs;
-	return snprintf(out, (size_t)n, "%s", name) < n ? SQLITE_OK :
-							  SQLITE_CANTOPEN;
+	return snprintf(out, (size_t)n, "%s", name) < n ? SQLITE_OK
+							: SQLITE_CANTOPEN;
 }
 
 static int vfs_random(sqlite3_vfs *vfs, int n, char *out)
@@ -1214,8 +1218,7 @@ static void old_newest(struct old_wal *w, uint32_t frames)
 	w->n = n;
 }
 
-static int old_copy(struct db_vfs *v, const struct old_wal *w,
-		    struct stream *s)
+static int old_copy(struct db_vfs *v, const struct old_wal *w, struct stream *s)
 {
 	uint8_t page[PAGE_BYTES];
 	uint32_t i;
@@ -1466,11 +1469,13 @@ static enum rc open_files(struct db_vfs *v, struct detail *why)
 	bool marked = false;
 	enum rc rc;
 
-	(void)snprintf(v->file, sizeof(v->file), DB_DIR "/%02u-%08" PRIu64 ".db",
-		       v->shard, v->generation);
+	(void)snprintf(v->file, sizeof(v->file),
+		       DB_DIR "/%02u-%08" PRIu64 ".db", v->shard,
+		       v->generation);
 	(void)snprintf(wal, sizeof(wal), "%s-wal", v->file);
-	(void)snprintf(mark, sizeof(mark), DB_DIR "/%02u-%08" PRIu64 ".wal-mark",
-		       v->shard, v->generation);
+	(void)snprintf(mark, sizeof(mark),
+		       DB_DIR "/%02u-%08" PRIu64 ".wal-mark", v->shard,
+		       v->generation);
 	(void)snprintf(made, sizeof(made), DB_DIR "/%02u-%08" PRIu64 ".new",
 		       v->shard, v->generation);
 	if (exists(v->disk, mark, &rc, why))

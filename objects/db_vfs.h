@@ -3,8 +3,8 @@
  * `struct disk`, with a checksum on all that SQLite reads.
  *
  * One per open database: an sqlite3_vfs with a name of its own, known to SQLite
- * from db_vfs_open to db_vfs_close. No shared memory, locks that do nothing (the
- * data directory is locked as a whole), no rollback journal, no temporary
+ * from db_vfs_open to db_vfs_close. No shared memory, locks that do nothing
+ * (the data directory is locked as a whole), no rollback journal, no temporary
  * files: the one above sets locking_mode=EXCLUSIVE, journal_mode=WAL,
  * synchronous=NORMAL and temp_store=MEMORY, and checkpoints by itself.
  *

@@ -2,14 +2,13 @@
  * effects - what one event changed, encoded: a unit; and the log entry that
  * carries the units of one loop turn and shard.
  *
- * Any thread; pure. Written as MessagePack through client/proto/pack.h (the only
- * encoder), versioned because it is replicated and stored:
+ * Any thread; pure. Written as MessagePack through client/proto/pack.h (the
+ * only encoder), versioned because it is replicated and stored:
  *
- *   entry = [version, stamp_ns, wall_ms, term, units]   an empty `units` is a tick
- *   unit  = [oid, flags, head, rows]
- *   head  = nil (unchanged) or bin: the object's head record, sealed
- *   rows  = [kind, key, value | nil, expires_ns, kind, key, ...] flat, four each;
- *           nil value: the row is deleted
+ *   entry = [version, stamp_ns, wall_ms, term, units]   an empty `units` is a
+ * tick unit  = [oid, flags, head, rows] head  = nil (unchanged) or bin: the
+ * object's head record, sealed rows  = [kind, key, value | nil, expires_ns,
+ * kind, key, ...] flat, four each; nil value: the row is deleted
  *
  * A unit is never split; what one event changed is in one unit. Applying is:
  * if flags has UNIT_WIPE, drop every row of the object; if it has UNIT_CLEAR,

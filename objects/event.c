@@ -439,8 +439,9 @@ static void scan_pass_row(struct scan *sc)
 
 static enum rc scan_want(struct scan *sc)
 {
-	/* Going back, the lower end itself was the last: there is no gap. */
-	if (sc->reverse && sc->at.p != NULL && sc->start.p != NULL &&
+	/* Going back, the lower end itself was the last (no key is before the
+	 * empty one): there is no gap. */
+	if (sc->reverse && sc->at.p != NULL &&
 	    row_key_cmp(sc->at, sc->start) == 0)
 		return RC_OK;
 	if (sc->reverse)
@@ -841,9 +842,16 @@ static void bring_in_all(struct event *ev, uint64_t mark)
 	struct stage *st = ev->work;
 	struct staged *s;
 
-	if (st->clear || st->gone) {
-		rows_clear(&o->rows,
-			   st->gone ? UINT32_MAX : STAGE_CLEARED_KINDS);
+	if (st->gone) {
+		drop_fresh(st);
+		rows_clear(&o->rows, UINT32_MAX);
+		o->gone_mark = mark;
+		o->full_ns = 0;
+		o->memory_rows = 0;
+		return;
+	}
+	if (st->clear) {
+		rows_clear(&o->rows, STAGE_CLEARED_KINDS);
 		o->gone_mark = mark;
 		o->full_ns = 0;
 	}
@@ -987,12 +995,24 @@ enum rc event_close(struct event *ev)
 	return rc;
 }
 
+/* What may go better another time, without anything being different. */
+static bool is_passing(enum rc rc)
+{
+	return rc == RC_OVERLOADED || rc == RC_NOT_OWNER ||
+	       rc == RC_NO_QUORUM || rc == RC_SEALED || rc == RC_NO_SPACE ||
+	       rc == RC_DEADLINE || rc == RC_UNKNOWN_OUTCOME;
+}
+
 enum rc event_close_failed(struct event *ev)
 {
 	enum rc rc;
 
 	stage_drop(ev->work, ev->object->rev);
 	if (!ev->recorded)
+		return RC_OK;
+	/* `started` stands: whoever asks again goes on at the call that failed,
+	 * under the same derived key. */
+	if (ev->dirty && ev->object->cls->resumes && is_passing(ev->rc))
 		return RC_OK;
 	if (!idem_at_hand(ev))
 		return RC_AGAIN;

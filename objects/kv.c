@@ -16,8 +16,14 @@
 
 #define KV_ROW_BYTES_MAX (VALUE_BYTES_MAX + 32u)
 
-/* A page of `list` ends when it holds this much. */
+/* A page of `list` holds no more than this, unless its only item does. */
 #define KV_PAGE_BYTES (1u << 20)
+#define KV_ITEM_BYTES 64u /* Of an item, besides its key and value. */
+
+_Static_assert(KV_PAGE_BYTES + KV_KEY_BYTES_MAX + 256u < RESULT_BYTES_MAX &&
+		       VALUE_BYTES_MAX + KV_KEY_BYTES_MAX + 256u <
+			       RESULT_BYTES_MAX,
+	       "a page is an answer, also of the largest item");
 
 struct kv_row {
 	bool exists;
@@ -107,8 +113,7 @@ static enum rc kv_revision_check(const struct kv_op *op, int place,
 static enum rc kv_get(const struct kv_op *op)
 {
 	struct kv_row row;
-	enum rc rc = kv_row_get(op->ev,
-				op->args->at[ARG_kv_get_key].v.s, &row);
+	enum rc rc = kv_row_get(op->ev, op->args->at[ARG_kv_get_key].v.s, &row);
 
 	if (rc != RC_OK)
 		return rc;
@@ -196,8 +201,8 @@ static enum rc kv_incr(const struct kv_op *op)
 	rc = w.rc;
 	if (rc == RC_OK)
 		rc = kv_row_put(op->ev, &a->at[ARG_kv_incr_key].v,
-				(struct pack_bytes){ w.p, w.n },
-				row.expires_ns, &rev);
+				(struct pack_bytes){ w.p, w.n }, row.expires_ns,
+				&rev);
 	pack_w_release(&w);
 	if (rc != RC_OK)
 		return rc;
@@ -226,8 +231,8 @@ static enum rc kv_cas(const struct kv_op *op)
 		same = row.exists && pack_equal(expect->bytes, row.value);
 	if (!same)
 		return detail_set(op->why, RC_CONFLICT, "expect",
-				  row.exists ? "the key has another value" :
-					       "the key does not exist");
+				  row.exists ? "the key has another value"
+					     : "the key does not exist");
 	rc = kv_row_put(op->ev, &a->at[ARG_kv_cas_key].v,
 			a->at[ARG_kv_cas_value].bytes, 0, &rev);
 	if (rc == RC_OK)
@@ -312,20 +317,22 @@ static bool page_row(void *arg, const struct row_view *view)
 	struct kv_page *page = arg;
 	struct kv_row row;
 
-	if (page->n == page->limit || page->items.n >= KV_PAGE_BYTES) {
-		page->more = true;
-		return false;
-	}
 	page->rc = kv_row_read(view, &row);
 	if (page->rc != RC_OK)
 		return false;
+	if (page->n == page->limit ||
+	    (page->n > 0 &&
+	     page->items.n + view->key.n + row.value.n + KV_ITEM_BYTES >
+		     KV_PAGE_BYTES)) {
+		page->more = true;
+		return false;
+	}
 	pack_map(&page->items, 3);
 	pack_cstr(&page->items, "key");
 	if (row.key_bin)
 		pack_bin(&page->items, view->key.p, view->key.n);
 	else
-		pack_str(&page->items, (const char *)view->key.p,
-			 view->key.n);
+		pack_str(&page->items, (const char *)view->key.p, view->key.n);
 	pack_cstr(&page->items, "value");
 	pack_raw(&page->items, row.value.p, row.value.n);
 	pack_cstr(&page->items, "rev");
@@ -381,14 +388,13 @@ static enum rc kv_list(const struct kv_op *op)
 
 	if (rc != RC_OK)
 		return rc;
-	page.limit = (uint32_t)method_u64(a, ARG_kv_list_limit,
-					  KV_LIST_DEFAULT);
+	page.limit =
+		(uint32_t)method_u64(a, ARG_kv_list_limit, KV_LIST_DEFAULT);
 	pack_w_init(&page.items, RESULT_BYTES_MAX);
 	if (g.bounded)
 		end = (struct pack_bytes){ g.end, g.end_n };
 	/* An empty range: nothing is at once after start and before end. */
-	if (!g.bounded ||
-	    bytes_cmp(g.start, g.start_n, g.end, g.end_n) < 0)
+	if (!g.bounded || bytes_cmp(g.start, g.start_n, g.end, g.end_n) < 0)
 		rc = ev_scan(op->ev, ROW_DATA,
 			     (struct pack_bytes){ g.start, g.start_n }, end,
 			     method_bool(a, ARG_kv_list_reverse, false),
@@ -469,6 +475,41 @@ static enum rc batch_one(const struct kv_op *op, struct pack_bytes map)
 	return kv_write(&one, m->number);
 }
 
+/* The key that an op names, if it has one that is good. */
+static bool batch_key(struct pack_bytes map, struct pack_bytes *key)
+{
+	struct pack_r r = pack_reader(map.p, map.n);
+	struct pack_bytes name;
+	uint32_t pairs;
+
+	if (pack_get_map(&r, &pairs) != RC_OK)
+		return false;
+	while (pairs-- > 0) {
+		if (pack_get_bytes(&r, &name) != RC_OK)
+			return false;
+		if (pack_bytes_eq(name, "key", 3))
+			return pack_get_bytes(&r, key) == RC_OK && key->n > 0 &&
+			       key->n <= KV_KEY_BYTES_MAX;
+		if (pack_skip(&r, NULL) != RC_OK)
+			return false;
+	}
+	return false;
+}
+
+/* All rows that a batch will look at come with one load: one after the other
+ * they would be more loads than an event may wait for. */
+static enum rc batch_want(struct event *ev, struct pack_r r, uint32_t n)
+{
+	struct pack_bytes map;
+	struct pack_bytes key;
+	enum rc rc = RC_OK;
+
+	while (n-- > 0 && pack_skip(&r, &map) == RC_OK)
+		if (batch_key(map, &key) && ev_want(ev, ROW_DATA, key) != RC_OK)
+			rc = RC_AGAIN;
+	return rc;
+}
+
 static enum rc kv_batch(const struct kv_op *op)
 {
 	struct pack_bytes ops = op->args->at[ARG_kv_batch_ops].bytes;
@@ -483,6 +524,9 @@ static enum rc kv_batch(const struct kv_op *op)
 
 	rc = pack_get_array(&r, &n);
 	CHECK(rc == RC_OK);
+	rc = batch_want(op->ev, r, n);
+	if (rc != RC_OK)
+		return rc;
 	pack_map(op->out, 1);
 	pack_cstr(op->out, "results");
 	pack_array(op->out, n);

@@ -208,13 +208,20 @@ static bool object_is_kept(const struct object *o)
 	return o->memory_rows > 0 && o->full_ns > space_now(o->space);
 }
 
-/* Of an object that has to stay, drop what can be loaded again. */
+/* Of an object that has to stay, drop what can be loaded again. Not twice with
+ * the same rows stored: what is left after the first time is needed. */
 static void object_trim(struct object *o)
 {
+	uint64_t stored = o->space->stored;
+
 	if (o->pins > 0 || o->loading != NULL || !o->loaded ||
-	    o->rows.bytes < TRIM_BYTES_MIN || o->gone_mark > o->space->stored)
+	    o->rows.bytes < TRIM_BYTES_MIN || o->gone_mark > stored ||
+	    o->trim_mark > stored)
 		return;
-	rows_trim(&o->rows, o->space->stored);
+	o->trim_mark = stored + 1;
+	if (rows_stored_bytes(&o->rows, stored) < TRIM_BYTES_MIN)
+		return;
+	rows_trim(&o->rows, stored);
 	object_account(o);
 }
 

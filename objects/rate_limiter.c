@@ -7,19 +7,24 @@
  *
  *	max(TAT, now) + c * T - burst * T <= now
  *
- * and then becomes the new TAT. It admits at most burst + rate * W in any window
- * W. T need not be whole, so times are counted in 1/limit ns ("scaled") in 128
- * bits: nothing is rounded while deciding.
+ * and then becomes the new TAT. It admits at most burst + rate * W in any
+ *window W. T need not be whole, so times are counted in 1/limit ns ("scaled")
+ *in 128 bits: nothing is rounded while deciding.
  *
- * Rows: ROW_CONFIG, key: the policy's name; value [rev, limit, period_ms, burst,
- * durability, created_ns]. ROW_DATA, key: length of the policy's name (1 byte),
- * the name, the key; value [tat_ns, tat_rest, limit], TAT = tat_ns + rest/limit.
- * A key that is full (TAT <= now) is the same as an absent one; rows stay a
- * minute longer so that busy keys are not swept and written in turns.
+ * Rows: ROW_CONFIG, key: the policy's name; value [rev, limit, period_ms,
+ *burst, durability, changed_ns, cold_ns, cold_rev]. ROW_DATA, key: length of
+ *the policy's name (1 byte), the name, the key; value [tat_ns, tat_rest, limit,
+ *rev], TAT = tat_ns + rest/limit, rev: of the policy under which it was
+ *written. A key that is full (TAT <= now) is the same as an absent one; rows
+ *stay a minute longer so that busy keys are not swept and written in turns. A
+ *key is never emptier than empty: a TAT of before a change of its policy counts
+ *as no more than the moment of that change + burst * T.
  *
  * Durability memory: rows live in the owner's memory. A new owner starts every
  * key of an older policy empty: TAT = takeover + burst * T, so that a failover
- * admits nothing twice.
+ * admits nothing twice. The same when a policy's durability becomes memory or
+ * is it no longer: where its keys were kept so far nobody looks any more. Such
+ *a policy is `cold` since then.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -32,9 +37,9 @@
 __extension__ typedef __int128 i128;
 
 #define POLICY_NAME_MAX 64u
-#define KEY_ROW_MAX (1u + POLICY_NAME_MAX + LIMITER_KEY_BYTES_MAX)
-#define KEEP_FULL_NS 60000000000ull
-#define MS_NS 1000000ull
+#define KEY_ROW_MAX     (1u + POLICY_NAME_MAX + LIMITER_KEY_BYTES_MAX)
+#define KEEP_FULL_NS    60000000000ull
+#define MS_NS           1000000ull
 
 /* The longest a key may take to fill up: beyond it no clock would matter. */
 #define FILL_MS_MAX 3155760000000ull /* A century. */
@@ -47,7 +52,9 @@ struct policy {
 	uint64_t period_ns;
 	uint64_t burst;
 	enum durability durability;
-	uint64_t created_ns;
+	uint64_t changed_ns; /* When it got `rev`. */
+	uint64_t cold_ns;    /* 0: a key without a row is full. */
+	uint64_t cold_rev;   /* Rows of older ones know too little. */
 };
 
 /* What a check found. Times in ns from now. */
@@ -70,10 +77,8 @@ struct check {
 };
 
 static const char *const durability_names[] = {
-	[DURABILITY_DEFAULT] = "lagged",
-	[DURABILITY_MEMORY] = "memory",
-	[DURABILITY_LAGGED] = "lagged",
-	[DURABILITY_COMMITTED] = "committed",
+	[DURABILITY_DEFAULT] = "lagged", [DURABILITY_MEMORY] = "memory",
+	[DURABILITY_LAGGED] = "lagged",  [DURABILITY_COMMITTED] = "committed",
 	[DURABILITY_LEASED] = "leased",
 };
 
@@ -97,7 +102,9 @@ static enum rc policy_read(struct pack_bytes value, struct policy *p)
 	    pack_get_u64(&r, &period_ms) != RC_OK ||
 	    pack_get_u64(&r, &p->burst) != RC_OK ||
 	    pack_get_u64(&r, &durability) != RC_OK ||
-	    pack_get_u64(&r, &p->created_ns) != RC_OK || r.at != r.end ||
+	    pack_get_u64(&r, &p->changed_ns) != RC_OK ||
+	    pack_get_u64(&r, &p->cold_ns) != RC_OK ||
+	    pack_get_u64(&r, &p->cold_rev) != RC_OK || r.at != r.end ||
 	    p->limit == 0 || p->burst == 0 || period_ms == 0 ||
 	    durability < DURABILITY_MEMORY || durability > DURABILITY_LEASED)
 		return RC_CORRUPT;
@@ -164,48 +171,79 @@ static struct pack_bytes key_of(const struct check *c)
 	return (struct pack_bytes){ c->key, c->key_n };
 }
 
-static enum rc tat_read(const struct policy *p, struct pack_bytes value,
+/* Since when keys without a row count as empty; 0: they are full. */
+static uint64_t cold_since(const struct event *ev, const struct policy *p)
+{
+	uint64_t lead_ns = ev_lead_stamp(ev);
+
+	/* What was said in the very moment of the takeover was said before
+	 * it. */
+	if (p->durability == DURABILITY_MEMORY && p->changed_ns <= lead_ns)
+		return lead_ns;
+	return p->cold_ns;
+}
+
+static i128 tat_absent(const struct check *c)
+{
+	uint64_t cold_ns = cold_since(c->ev, &c->policy);
+
+	return cold_ns == 0
+		       ? 0
+		       : scaled(&c->policy, cold_ns) + burst_scaled(&c->policy);
+}
+
+/* What a row says of before the policy was changed to what it is. */
+static i128 tat_of_old(const struct check *c, i128 tat, uint64_t rev)
+{
+	const struct policy *p = &c->policy;
+	i128 empty = scaled(p, p->changed_ns) + burst_scaled(p);
+	i128 absent = tat_absent(c);
+
+	if (tat > empty)
+		tat = empty;
+	if (rev < p->cold_rev && tat < absent)
+		tat = absent;
+	return tat;
+}
+
+static enum rc tat_read(const struct check *c, struct pack_bytes value,
 			i128 *tat)
 {
+	const struct policy *p = &c->policy;
 	struct pack_r r = pack_reader(value.p, value.n);
 	uint64_t ns;
 	uint64_t rest;
 	uint64_t limit;
+	uint64_t rev;
 
 	if (pack_get_u64(&r, &ns) != RC_OK ||
 	    pack_get_u64(&r, &rest) != RC_OK ||
-	    pack_get_u64(&r, &limit) != RC_OK || r.at != r.end || limit == 0)
+	    pack_get_u64(&r, &limit) != RC_OK ||
+	    pack_get_u64(&r, &rev) != RC_OK || r.at != r.end || limit == 0)
 		return RC_CORRUPT;
 	*tat = scaled(p, ns);
 	/* Another limit since: the rest rounds up, towards denying. */
-	*tat += limit == p->limit ? (i128)rest :
-				    ((i128)rest * p->limit + limit - 1) / limit;
+	*tat += limit == p->limit ? (i128)rest
+				  : ((i128)rest * p->limit + limit - 1) / limit;
+	if (rev != p->rev)
+		*tat = tat_of_old(c, *tat, rev);
 	return RC_OK;
 }
 
-/* A key without a row is full, unless memory was lost since its policy was
- * made. */
-static i128 tat_absent(const struct check *c)
+static enum rc row_get(struct check *c, struct row_view *view)
 {
-	const struct policy *p = &c->policy;
-	uint64_t lead_ns = ev_lead_stamp(c->ev);
-
-	if (p->durability != DURABILITY_MEMORY || p->created_ns >= lead_ns)
-		return 0;
-	return scaled(p, lead_ns) + burst_scaled(p);
+	if (c->policy.durability == DURABILITY_MEMORY)
+		return ev_get_memory(c->ev, key_of(c), view);
+	return ev_get(c->ev, ROW_DATA, key_of(c), view);
 }
 
 static enum rc tat_get(struct check *c, i128 *tat)
 {
 	struct row_view view;
-	enum rc rc;
+	enum rc rc = row_get(c, &view);
 
-	if (c->policy.durability == DURABILITY_MEMORY)
-		rc = ev_get_memory(c->ev, key_of(c), &view);
-	else
-		rc = ev_get(c->ev, ROW_DATA, key_of(c), &view);
 	if (rc == RC_OK)
-		return tat_read(&c->policy, view.value, tat);
+		return tat_read(c, view.value, tat);
 	if (rc != RC_NOT_FOUND)
 		return rc;
 	*tat = tat_absent(c);
@@ -216,28 +254,32 @@ static enum rc tat_put(struct check *c, i128 tat)
 {
 	const struct policy *p = &c->policy;
 	uint64_t ns = (uint64_t)(tat / p->limit);
-	uint8_t bytes[32];
+	uint64_t keep_ns = ns_up(p, tat_absent(c));
 	struct pack_w w;
 	enum rc rc;
 
-	pack_w_init(&w, sizeof(bytes));
+	/* As long as without it the key would be emptier than it is. */
+	if (keep_ns <= ns)
+		keep_ns = ns + 1;
+	pack_w_init(&w, 64);
 	pack_u64(&w, ns);
 	pack_u64(&w, (uint64_t)(tat % p->limit));
 	pack_u64(&w, p->limit);
+	pack_u64(&w, p->rev);
 	rc = w.rc;
 	if (rc == RC_OK && p->durability == DURABILITY_MEMORY)
 		rc = ev_put_memory(c->ev, key_of(c),
-				   (struct pack_bytes){ w.p, w.n }, ns + 1);
+				   (struct pack_bytes){ w.p, w.n }, keep_ns);
 	else if (rc == RC_OK)
 		rc = ev_put(c->ev, ROW_DATA, key_of(c),
 			    (struct pack_bytes){ w.p, w.n },
-			    ns + 1 + KEEP_FULL_NS);
+			    keep_ns + KEEP_FULL_NS);
 	pack_w_release(&w);
 	return rc;
 }
 
-/* Past its bound of keys a limiter keeps one bucket for all unknown ones: memory
- * stays bounded and nobody is let in for being new. */
+/* Past its bound of keys a limiter keeps one bucket for all unknown ones:
+ * memory stays bounded and nobody is let in for being new. */
 static enum rc check_overflow(struct check *c, struct pack_bytes policy)
 {
 	bool memory = c->policy.durability == DURABILITY_MEMORY;
@@ -247,8 +289,7 @@ static enum rc check_overflow(struct check *c, struct pack_bytes policy)
 
 	if (keys < LIMITER_KEYS_MAX)
 		return RC_OK;
-	rc = memory ? ev_get_memory(c->ev, key_of(c), &view) :
-		      ev_get(c->ev, ROW_DATA, key_of(c), &view);
+	rc = row_get(c, &view);
 	if (rc != RC_NOT_FOUND)
 		return rc;
 	check_key(c, policy, (struct pack_bytes){ NULL, 0 });
@@ -262,9 +303,8 @@ static void verdict_fill(const struct policy *p, i128 tat, i128 now,
 	i128 used = tat > now ? tat - now : 0;
 	i128 wait = cost_tat - burst - now;
 
-	v->remaining = used >= burst ?
-			       0 :
-			       (uint64_t)((burst - used) / p->period_ns);
+	v->remaining =
+		used >= burst ? 0 : (uint64_t)((burst - used) / p->period_ns);
 	v->retry_ns = v->allowed ? 0 : ns_up(p, wait);
 	v->reset_ns = ns_up(p, used);
 }
@@ -317,11 +357,9 @@ static void verdict_write(const struct policy *p, const struct verdict *v,
 
 /* The policy's durability, or a stronger one that the call names. A key in
  * memory cannot be made durable by asking. */
-static enum rc durability_choose(struct event *ev, const struct policy *p,
+static enum rc durability_choose(struct event *ev, enum durability d,
 				 struct detail *why)
 {
-	enum durability d = p->durability;
-
 	if (ev->durability != DURABILITY_DEFAULT && ev->durability > d) {
 		if (d == DURABILITY_MEMORY)
 			return detail_set(why, RC_UNSUPPORTED, "durability",
@@ -353,7 +391,7 @@ static enum rc limiter_check(struct event *ev, struct detail *why)
 	enum rc rc = check_args(&c, &ev->args);
 
 	if (rc == RC_OK)
-		rc = durability_choose(ev, &c.policy, why);
+		rc = durability_choose(ev, c.policy.durability, why);
 	if (rc == RC_OK)
 		rc = check_run(&c, &v);
 	if (rc != RC_OK)
@@ -373,15 +411,20 @@ struct many {
 	bool allowed;
 };
 
-static enum rc many_one(struct event *ev, struct pack_bytes map,
-			struct many *m, struct detail *why)
+static enum rc many_one(struct event *ev, struct pack_bytes map, struct many *m,
+			struct detail *why)
 {
 	const struct method *check = method_at(METHOD_rate_limiter_check);
 	struct check c = { .ev = ev, .why = why };
 	struct method_args args;
+	struct pack_r r = pack_reader(map.p, map.n);
 	struct verdict v;
-	enum rc rc = method_args_check(check, map, &args, why);
+	uint32_t pairs;
+	enum rc rc;
 
+	if (pack_get_map(&r, &pairs) != RC_OK)
+		return detail_set(why, RC_INVALID, NULL, "a check is a map");
+	rc = method_args_check(check, map, &args, why);
 	if (rc == RC_OK && method_has(&args, ARG_rate_limiter_check_dry_run))
 		rc = detail_set(why, RC_INVALID, "dry_run",
 				"check_many has no dry_run");
@@ -439,24 +482,70 @@ static enum rc many_run(struct event *ev, struct many *m, struct detail *why)
 			  one.text[0] != '\0' ? one.text : rc_text(rc));
 }
 
+/* One pass over the checks: their policies, or with those at hand their keys.
+ * What is malformed is passed over, many_one() says it. */
+static enum rc many_want_pass(struct event *ev, bool keys)
+{
+	const struct method *check = method_at(METHOD_rate_limiter_check);
+	struct pack_bytes checks =
+		ev->args.at[ARG_rate_limiter_check_many_checks].bytes;
+	struct pack_r r = pack_reader(checks.p, checks.n);
+	struct check c = { .ev = ev };
+	struct method_args args;
+	struct pack_bytes map;
+	struct pack_bytes name;
+	enum rc rc = RC_OK;
+	uint32_t n;
+
+	CHECK(pack_get_array(&r, &n) == RC_OK);
+	while (n-- > 0 && pack_skip(&r, &map) == RC_OK) {
+		if (method_args_check(check, map, &args, NULL) != RC_OK)
+			continue;
+		name = policy_name(&args, ARG_rate_limiter_check_policy);
+		if (!keys) {
+			if (ev_want(ev, ROW_CONFIG, name) != RC_OK)
+				rc = RC_AGAIN;
+			continue;
+		}
+		if (policy_get(ev, name, &c.policy, NULL) != RC_OK ||
+		    c.policy.durability == DURABILITY_MEMORY)
+			continue;
+		check_key(&c, name, args.at[ARG_rate_limiter_check_key].v.s);
+		if (ev_want(ev, ROW_DATA, key_of(&c)) != RC_OK)
+			rc = RC_AGAIN;
+	}
+	return rc;
+}
+
+/* All rows come with a load or two: one after the other they would be more than
+ * an event may wait for. */
+static enum rc many_want(struct event *ev)
+{
+	enum rc rc = many_want_pass(ev, false);
+
+	return rc == RC_OK ? many_want_pass(ev, true) : rc;
+}
+
 static enum rc limiter_check_many(struct event *ev, struct detail *why)
 {
 	struct many m = { .strongest = DURABILITY_MEMORY, .allowed = true };
 	enum rc rc;
 
 	pack_w_init(&m.results, RESULT_BYTES_MAX);
-	rc = many_run(ev, &m, why);
+	rc = many_want(ev);
+	if (rc == RC_OK)
+		rc = many_run(ev, &m, why);
 	if (rc == RC_OK)
 		rc = m.results.rc;
+	if (rc == RC_OK)
+		rc = durability_choose(ev, m.strongest, why);
 	if (rc == RC_OK && !m.allowed) {
 		/* All or nothing: what the earlier ones took goes back. */
 		ev_rollback(ev);
 		ev_unrecorded(ev);
 	}
-	if (rc == RC_OK) {
-		ev_durability(ev, m.strongest);
+	if (rc == RC_OK)
 		many_write(&m, &ev->result);
-	}
 	pack_w_release(&m.results);
 	return rc;
 }
@@ -500,9 +589,11 @@ static enum rc limiter_reset(struct event *ev, struct detail *why)
 	if (rc != RC_OK)
 		return rc;
 	existed = tat > now;
-	if (c.policy.durability == DURABILITY_MEMORY)
-		/* Not deleted: an absent key may count as empty. */
+	/* Not deleted where an absent key counts as empty. */
+	if (existed && tat_absent(&c) > now)
 		rc = tat_put(&c, now);
+	else if (existed && c.policy.durability == DURABILITY_MEMORY)
+		rc = ev_delete_memory(ev, key_of(&c));
 	else if (existed)
 		rc = ev_delete(ev, ROW_DATA, key_of(&c));
 	if (rc != RC_OK)
@@ -578,16 +669,16 @@ static enum rc policy_fill(const struct method_args *a, struct policy *p,
 			   struct detail *why)
 {
 	p->limit = a->at[ARG_rate_limiter_put_policy_limit].v.u;
-	p->period_ns =
-		a->at[ARG_rate_limiter_put_policy_period_ms].v.u * MS_NS;
+	p->period_ns = a->at[ARG_rate_limiter_put_policy_period_ms].v.u * MS_NS;
 	p->burst = method_u64(a, ARG_rate_limiter_put_policy_burst, p->limit);
 	p->durability =
-		method_has(a, ARG_rate_limiter_put_policy_durability) ?
-			(enum durability)(
-				DURABILITY_MEMORY +
-				(int)a->at[ARG_rate_limiter_put_policy_durability]
-					.word) :
-			DURABILITY_LAGGED;
+		method_has(a, ARG_rate_limiter_put_policy_durability)
+			? (enum durability)(
+				  DURABILITY_MEMORY +
+				  (int)a->at
+					  [ARG_rate_limiter_put_policy_durability]
+						  .word)
+			: DURABILITY_LAGGED;
 	if (burst_scaled(p) / p->limit > (i128)FILL_MS_MAX * (i128)MS_NS)
 		return detail_set(why, RC_INVALID, "burst",
 				  "filling this burst would take more than a "
@@ -607,13 +698,38 @@ static enum rc policy_write(struct event *ev, struct pack_bytes name,
 	pack_u64(&w, p->period_ns / MS_NS);
 	pack_u64(&w, p->burst);
 	pack_u64(&w, (uint64_t)p->durability);
-	pack_u64(&w, p->created_ns);
+	pack_u64(&w, p->changed_ns);
+	pack_u64(&w, p->cold_ns);
+	pack_u64(&w, p->cold_rev);
 	rc = w.rc;
 	if (rc == RC_OK)
 		rc = ev_put(ev, ROW_CONFIG, name,
 			    (struct pack_bytes){ w.p, w.n }, 0);
 	pack_w_release(&w);
 	return rc;
+}
+
+/* What is known of keys without a row, over a change from `old` to `p`. */
+static void policy_inherit(struct event *ev, const struct policy *old,
+			   struct policy *p)
+{
+	uint64_t now_ns = ev_now(ev);
+
+	p->changed_ns = now_ns;
+	if (old->rev == 0)
+		return;
+	p->cold_rev = old->cold_rev;
+	if ((old->durability == DURABILITY_MEMORY) !=
+	    (p->durability == DURABILITY_MEMORY)) {
+		p->cold_ns = now_ns;
+		p->cold_rev = p->rev;
+		return;
+	}
+	/* Under the old policy they have filled up since: it is past. */
+	p->cold_ns = cold_since(ev, old);
+	if (p->cold_ns != 0 &&
+	    scaled(old, p->cold_ns) + burst_scaled(old) <= scaled(old, now_ns))
+		p->cold_ns = 0;
 }
 
 static enum rc policies_bound(struct event *ev, struct detail *why)
@@ -652,10 +768,8 @@ static enum rc limiter_put_policy(struct event *ev, struct detail *why)
 	rc = policy_fill(a, &p, why);
 	if (rc != RC_OK)
 		return rc;
-	/* Keys that a policy kept in memory before a change of its durability
-	 * are gone: so is their innocence. */
-	p.created_ns = old.rev != 0 ? old.created_ns : ev_now(ev);
 	p.rev = ev_bump(ev);
+	policy_inherit(ev, &old, &p);
 	rc = policy_write(ev, name, &p);
 	if (rc != RC_OK)
 		return rc;

@@ -305,6 +305,17 @@ enum rc rows_known(struct rows *rows, unsigned kind, struct pack_bytes start,
 	return RC_OK;
 }
 
+size_t rows_stored_bytes(const struct rows *rows, uint64_t stored)
+{
+	struct row *r = RB_MIN(row_tree, (struct row_tree *)&rows->tree);
+	size_t bytes = 0;
+
+	for (; r != NULL; r = RB_NEXT(row_tree, &rows->tree, r))
+		if (r->kind != ROW_MEMORY && r->mark <= stored)
+			bytes += row_bytes(r);
+	return bytes;
+}
+
 void rows_trim(struct rows *rows, uint64_t stored)
 {
 	struct row *r;

@@ -117,6 +117,8 @@ enum rc rows_known(struct rows *rows, unsigned kind, struct pack_bytes start,
 enum rc rows_known_absent(struct rows *rows, unsigned kind,
 			  struct pack_bytes key);
 
+/* How much rows_trim() would give back. */
+size_t rows_stored_bytes(const struct rows *rows, uint64_t stored);
 /* Drop what can be loaded again: all but memory rows and what was written after
  * `stored`. Nothing is complete any more, except what is in memory only. */
 void rows_trim(struct rows *rows, uint64_t stored);

@@ -97,6 +97,7 @@ struct object {
 	uint64_t any_mark;    /* Of its newest unit. */
 	uint64_t gone_mark;   /* Of the newest that removed a row without
 			       * leaving a marker. */
+	uint64_t trim_mark;   /* It was trimmed when all before was stored. */
 	uint64_t rev;
 	uint64_t rows_n;     /* ROW_DATA */
 	uint64_t own_bytes;  /* Keys and values of ROW_DATA and ROW_CONFIG, */
@@ -175,7 +176,8 @@ void event_begin(struct event *ev);
  */
 enum rc event_close(struct event *ev);
 /* The same for an event that failed after it was suspended: what it staged is
- * forgotten; its record is taken back, or says how it failed. */
+ * forgotten; its record is taken back, or says how it failed, or goes on saying
+ * `started` when a class that resumes may do better the next time. */
 enum rc event_close_failed(struct event *ev);
 /* Put or replace an object's names. RC_NOMEM. */
 enum rc object_set_names(struct object *o, struct pack_bytes tenant,

@@ -44,7 +44,7 @@ enum head_is { HEAD_UNCHANGED, HEAD_SET, HEAD_GONE };
 
 /* Kinds of rows, as bits. */
 #define KIND(kind) (1u << (kind))
-#define KINDS_ALL \
+#define KINDS_ALL                                                 \
 	(KIND(ROW_DATA) | KIND(ROW_IDEM) | KIND(ROW_IDEM_COUNT) | \
 	 KIND(ROW_CONFIG))
 #define KINDS_CLEARED (KIND(ROW_DATA) | KIND(ROW_CONFIG))
@@ -272,8 +272,7 @@ static void change_row(struct gen *g, struct change *c,
 	row->r.value = spare;
 }
 
-static void change_head(struct gen *g, struct change *c,
-			const struct unit_r *u)
+static void change_head(struct gen *g, struct change *c, const struct unit_r *u)
 {
 	if ((u->flags & UNIT_GONE) != 0) {
 		c->head_is = HEAD_GONE;
@@ -292,8 +291,8 @@ static void change_hide(struct change *c, uint32_t kinds)
 
 	c->hides |= kinds;
 	RB_FOREACH_SAFE(row, rows, &c->rows, next)
-		if ((kinds & KIND(row->r.kind)) != 0)
-			RB_REMOVE(rows, &c->rows, row);
+	if ((kinds & KIND(row->r.kind)) != 0)
+		RB_REMOVE(rows, &c->rows, row);
 }
 
 static void change_unit(struct gen *g, struct unit_r *u)
@@ -473,6 +472,8 @@ struct storage {
 	struct storage_expired *refused_expired;
 	struct storage_heads *refused_heads;
 	struct env_task refuse;
+	bool refusing; /* It is posted. */
+	bool closed_waits;
 	struct storage_stats stats;
 };
 
@@ -493,6 +494,7 @@ static struct storage *storage_of_checkpoint(struct env_job *job)
 }
 
 static void step(struct storage *s);
+static void readings_unpark(struct storage *s);
 
 /* The first fault stays. What the caller was about to do, it leaves. */
 static void fault(struct storage *s, enum rc rc, const struct detail *why)
@@ -502,6 +504,7 @@ static void fault(struct storage *s, enum rc rc, const struct detail *why)
 		return;
 	s->fault = rc;
 	env_timer_stop(&s->timer);
+	readings_unpark(s);
 	if (rc == RC_CORRUPT && s->listener->bad != NULL)
 		s->listener->bad(s->listener, rc, why);
 	else
@@ -631,6 +634,7 @@ static void flush_done(struct env_job *job)
 	s->stored = s->old->meta.applied_index;
 	gen_clear(s->old);
 	s->old = NULL;
+	readings_unpark(s);
 	if (f->wal_bytes >= STATE_WAL_BYTES_MAX)
 		s->want_checkpoint = true;
 	s->listener->stored(s->listener, s->stored);
@@ -724,17 +728,25 @@ static void close_run(struct env_job *job)
 	s->db = NULL;
 }
 
-static void close_done(struct env_job *job)
+static void close_end(struct storage *s)
 {
-	struct storage *s = CONTAINER_OF(job, struct storage, close);
 	void (*closed)(void *arg) = s->closed;
 	void *arg = s->closed_arg;
 
-	CHECK_OBJ(s, STORAGE_MAGIC);
 	CHECK(LIST_EMPTY(&s->readings));
-	CHECK(!s->refuse.posted);
 	release(s);
 	closed(arg);
+}
+
+static void close_done(struct env_job *job)
+{
+	struct storage *s = CONTAINER_OF(job, struct storage, close);
+
+	CHECK_OBJ(s, STORAGE_MAGIC);
+	if (s->refusing)
+		s->closed_waits = true; /* The task is the env's until then. */
+	else
+		close_end(s);
 }
 
 static void close_start(struct storage *s)
@@ -750,8 +762,8 @@ static void close_start(struct storage *s)
 /*
  * One flush, checkpoint or close at a time:
  *
- *	IDLE -> FLUSHING -> IDLE       the window's time or size, or it was asked
- *	IDLE -> CHECKPOINTING -> IDLE  asked, or the WAL is long; after a flush
+ *	IDLE -> FLUSHING -> IDLE       the window's time or size, or it was
+ *asked IDLE -> CHECKPOINTING -> IDLE  asked, or the WAL is long; after a flush
  *	IDLE -> CLOSING                when all of that is done
  */
 static void step(struct storage *s)
@@ -947,10 +959,11 @@ struct reading {
 	/* What the worker found. */
 	enum rc rc;
 	struct detail why;
-	uint64_t index;       /* Of the last commit, when it read. */
-	bool more;            /* There are rows that it left. */
-	bool too_big;         /* LOAD_OBJECT: more than bytes_max. */
-	bool has_head;        /* `head` has one row, the value is it. */
+	uint64_t index; /* Of the last commit, when it read. */
+	bool more;      /* There are rows that it left. */
+	bool too_big;   /* LOAD_OBJECT: more than bytes_max. */
+	bool has_head;  /* `head` has one row, the value is it. */
+	bool parked;    /* It waits for a flush. */
 	struct harvest head;
 	struct harvest rows;
 	const struct load_key **keys; /* LOAD_KEYS: in order, each once. */
@@ -1036,8 +1049,7 @@ static bool take_expired(void *arg, const struct oid *oid,
 	return harvest_add(&r->rows, oid, row);
 }
 
-static bool take_heads(void *arg, const struct oid *oid,
-		       struct pack_bytes head)
+static bool take_heads(void *arg, const struct oid *oid, struct pack_bytes head)
 {
 	struct reading *r = arg;
 	const struct storage_heads *h = r->request;
@@ -1172,8 +1184,7 @@ static struct change *change_in(const struct gen *g, const struct oid *oid)
 
 static struct row *merge_step(const struct merge *m, struct row *r)
 {
-	return m->reverse ? RB_PREV(rows, unused, r) :
-			    RB_NEXT(rows, unused, r);
+	return m->reverse ? RB_PREV(rows, unused, r) : RB_NEXT(rows, unused, r);
 }
 
 /* Past what does not count. */
@@ -1347,9 +1358,10 @@ static void show_keys(const struct storage *s, const struct reading *r,
 
 /*
  * Behind the last row that was read, SQLite may have more: there the window's
- * rows are not shown either, since what lies between is not known.
+ * rows are not shown either, since what lies between is not known. False: that
+ * left nothing to show.
  */
-static void show_range(const struct storage *s, const struct reading *r,
+static bool show_range(const struct storage *s, const struct reading *r,
 		       struct storage_load *l)
 {
 	struct merge m;
@@ -1371,7 +1383,7 @@ static void show_range(const struct storage *s, const struct reading *r,
 		if (row.value.p == NULL)
 			continue;
 		if (rows == l->rows_max || bytes >= page_bytes_max(l))
-			return;
+			return true;
 		l->row(l, &row);
 		l->covered_end = row.key;
 		rows++;
@@ -1379,9 +1391,11 @@ static void show_range(const struct storage *s, const struct reading *r,
 	}
 	l->complete = !more;
 	l->covered_end = last.key; /* None when complete. */
+	return l->complete || rows > 0;
 }
 
-static void show_load(struct storage *s, const struct reading *r,
+/* False: see show_range. */
+static bool show_load(struct storage *s, const struct reading *r,
 		      struct storage_load *l)
 {
 	l->index = s->applied.applied_index;
@@ -1389,14 +1403,14 @@ static void show_load(struct storage *s, const struct reading *r,
 	switch (l->what) {
 	case LOAD_OBJECT:
 		show_object(s, r, l);
-		break;
+		return true;
 	case LOAD_KEYS:
 		show_keys(s, r, l);
-		break;
+		return true;
 	case LOAD_RANGE:
-		show_range(s, r, l);
-		break;
+		return show_range(s, r, l);
 	}
+	UNREACHABLE();
 }
 
 static void show_expired(const struct reading *r, struct storage_expired *x)
@@ -1455,9 +1469,8 @@ static void show_heads_of(const struct reading *r, struct storage_heads *h,
 		next = db < r->rows.n ? &r->rows.rows[db].oid : NULL;
 		for (i = 0; i < 2; i++)
 			if (at[i] < ns[i] &&
-			    (next == NULL ||
-			     memcmp(&lists[i][at[i]]->oid, next,
-				    OID_BYTES) < 0))
+			    (next == NULL || memcmp(&lists[i][at[i]]->oid, next,
+						    OID_BYTES) < 0))
 				next = &lists[i][at[i]]->oid;
 		if (next == NULL ||
 		    (r->more && memcmp(next, &last, OID_BYTES) > 0))
@@ -1525,7 +1538,6 @@ static void end_request(enum reading_what what, void *request, enum rc rc,
 
 static void reading_free(struct reading *r)
 {
-	LIST_REMOVE(r, link);
 	harvest_release(&r->head);
 	harvest_release(&r->rows);
 	free(r->keys);
@@ -1533,12 +1545,64 @@ static void reading_free(struct reading *r)
 	free(r);
 }
 
+/* After a flush, or when there will be none: then they meet the fault. */
+static void readings_unpark(struct storage *s)
+{
+	struct reading *r;
+
+	LIST_FOREACH(r, &s->readings, link)
+	{
+		if (!r->parked)
+			continue;
+		r->parked = false;
+		env_work(s->env, ENV_WORKER_STORAGE, &r->job);
+	}
+}
+
 /* What a request is told of a fault: the state is bad, or the node stops. */
 static enum rc told(enum rc rc)
 {
-	if (rc == RC_OK || rc == RC_CORRUPT || rc == RC_NOMEM)
-		return rc;
-	return RC_IO;
+	if (rc == RC_NO_SPACE || rc == RC_INTERNAL)
+		return RC_IO;
+	return rc;
+}
+
+/*
+ * The window has deleted everything that was read, and there is more behind it.
+ * A page with nothing on it is of no use to anybody: the load waits for the
+ * flush of the deletions, and reads again.
+ */
+static enum rc reading_again(struct storage *s, struct reading *r)
+{
+	struct storage_load *l = r->request;
+
+	if (s->busy == CLOSING)
+		return RC_CANCELLED;
+	l->head = (struct pack_bytes){ NULL, 0 };
+	l->covered_end = (struct pack_bytes){ NULL, 0 };
+	harvest_empty(&r->head);
+	harvest_empty(&r->rows);
+	r->has_head = false;
+	r->more = false;
+	r->parked = true;
+	storage_flush(s);
+	return RC_AGAIN;
+}
+
+static enum rc reading_show(struct storage *s, struct reading *r, bool *more)
+{
+	switch (r->what) {
+	case READ_LOAD:
+		if (show_load(s, r, r->request))
+			return RC_OK;
+		return reading_again(s, r);
+	case READ_EXPIRED:
+		show_expired(r, r->request);
+		return RC_OK;
+	case READ_HEADS:
+		return show_heads(s, r, r->request, more);
+	}
+	UNREACHABLE();
 }
 
 static void reading_done(struct env_job *job)
@@ -1550,19 +1614,18 @@ static void reading_done(struct env_job *job)
 
 	/* A flush that this reading did not see is not done before it. */
 	CHECK(rc != RC_OK || r->index >= s->stored);
-	s->stats.loads++;
 	if (rc != RC_OK && rc != RC_NOMEM)
 		fault(s, rc, &r->why);
 	if (s->fault != RC_OK)
 		rc = s->fault;
-	else if (rc == RC_OK && r->what == READ_LOAD)
-		show_load(s, r, r->request);
-	else if (rc == RC_OK && r->what == READ_EXPIRED)
-		show_expired(r, r->request);
 	else if (rc == RC_OK)
-		rc = show_heads(s, r, r->request, &more);
+		rc = reading_show(s, r, &more);
+	if (rc == RC_AGAIN)
+		return;
+	s->stats.loads++;
 	/* The views that the caller was given end with its done. */
 	end_request(r->what, r->request, told(rc), more);
+	LIST_REMOVE(r, link);
 	reading_free(r);
 }
 
@@ -1572,10 +1635,13 @@ static void refuse(struct env_task *t)
 	struct storage_load *l = s->refused_loads;
 	struct storage_expired *x = s->refused_expired;
 	struct storage_heads *h = s->refused_heads;
-	enum rc rc = s->fault != RC_OK ? told(s->fault) : RC_NOMEM;
+	enum rc rc = s->closing ? RC_CANCELLED : RC_NOMEM;
 	void *next;
 
 	CHECK_OBJ(s, STORAGE_MAGIC);
+	if (s->fault != RC_OK)
+		rc = told(s->fault);
+	s->refusing = false;
 	s->refused_loads = NULL;
 	s->refused_expired = NULL;
 	s->refused_heads = NULL;
@@ -1591,19 +1657,21 @@ static void refuse(struct env_task *t)
 		next = h->job;
 		end_request(READ_HEADS, h, rc, false);
 	}
+	if (s->closed_waits && !s->refusing)
+		close_end(s);
 }
 
-/* NULL: there is a fault or no memory; the request is to be refused. */
+/* NULL: the request is to be refused, at the end of the turn. */
 static struct reading *reading_start(struct storage *s, enum reading_what what,
 				     void *request)
 {
 	struct reading *r = NULL;
 
 	CHECK_OBJ(s, STORAGE_MAGIC);
-	PRE(!s->closing);
-	if (s->fault == RC_OK)
+	if (s->fault == RC_OK && !s->closing)
 		r = calloc(1, sizeof(*r));
 	if (r == NULL) {
+		s->refusing = true;
 		env_post(s->env, &s->refuse);
 		return NULL;
 	}
@@ -1692,8 +1760,7 @@ enum rc storage_open(struct env *env, struct disk *disk,
 
 	*out = NULL;
 	if (s == NULL)
-		return detail_set(why, RC_NOMEM, NULL, "%s",
-				  rc_text(RC_NOMEM));
+		return detail_set(why, RC_NOMEM, NULL, "%s", rc_text(RC_NOMEM));
 	s->magic = STORAGE_MAGIC;
 	s->env = env;
 	s->cfg = *cfg;
@@ -1727,11 +1794,14 @@ undo:
 
 void storage_discard(struct storage *s)
 {
-	struct reading *r;
+	struct reading *r = LIST_FIRST(&s->readings);
+	struct reading *next;
 
 	CHECK_OBJ(s, STORAGE_MAGIC);
-	while ((r = LIST_FIRST(&s->readings)) != NULL)
+	for (; r != NULL; r = next) {
+		next = LIST_NEXT(r, link);
 		reading_free(r);
+	}
 	if (s->db != NULL)
 		db_discard(s->db);
 	release(s);

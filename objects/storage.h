@@ -30,7 +30,7 @@ struct storage;
 struct storage_config {
 	uint32_t shard;
 	uint64_t generation;
-	uint32_t window_ms;    /* 0: flush whenever the worker is idle. */
+	uint32_t window_ms; /* 0: flush whenever the worker is idle. */
 	uint32_t window_bytes;
 };
 
@@ -38,9 +38,9 @@ struct storage_config {
 struct storage_state {
 	uint64_t applied_index; /* In the database (main file or WAL). */
 	uint64_t applied_term;
-	uint64_t stamp_ns;      /* Of the last applied entry. */
-	uint64_t wall_ms;       /* Noted beside it. */
-	uint64_t main_index;    /* In the synced main file: the log's floor. */
+	uint64_t stamp_ns;   /* Of the last applied entry. */
+	uint64_t wall_ms;    /* Noted beside it. */
+	uint64_t main_index; /* In the synced main file: the log's floor. */
 	uint64_t conf_index;
 	const void *conf;
 	size_t conf_bytes;
@@ -58,8 +58,8 @@ struct storage_listener {
 	/* Everything up to `index` is in SQLite (a crash of the process keeps
 	 * it; the log still holds it). */
 	void (*stored)(struct storage_listener *l, uint64_t index);
-	/* Everything up to `index` is in the synced main file. Also comes unasked,
-	 * when SQLite's WAL has become long. */
+	/* Everything up to `index` is in the synced main file. Also comes
+	 * unasked, when SQLite's WAL has become long. */
 	void (*checkpointed)(struct storage_listener *l, uint64_t index);
 	/* RC_CORRUPT: the state is bad, and nothing more is written or read.
 	 * Comes once. NULL: the node stops (env_fail_stop) instead. A failed
@@ -96,8 +96,8 @@ uint64_t storage_stamp(const struct storage *s);
 uint64_t storage_wall(const struct storage *s);
 size_t storage_window_bytes(const struct storage *s);
 
-/* Flush now what is in the window (no-op when empty); flush, then checkpoint and
- * sync the main file. The listener tells. */
+/* Flush now what is in the window (no-op when empty); flush, then checkpoint
+ * and sync the main file. The listener tells. */
 void storage_flush(struct storage *s);
 void storage_checkpoint(struct storage *s);
 
@@ -124,11 +124,11 @@ struct storage_load {
 	size_t bytes_max;
 	const struct load_key *keys;
 	size_t keys_n;
-	enum row_kind kind;       /* LOAD_RANGE */
-	struct pack_bytes start;  /* Inclusive (exclusive when reverse);
-	                           * p == NULL: from the first (the last). */
-	struct pack_bytes end;    /* p == NULL: no end; else exclusive
-	                           * (inclusive when reverse). */
+	enum row_kind kind;      /* LOAD_RANGE */
+	struct pack_bytes start; /* Inclusive (exclusive when reverse);
+				  * p == NULL: from the first (the last). */
+	struct pack_bytes end;   /* p == NULL: no end; else exclusive
+				  * (inclusive when reverse). */
 	bool reverse;
 	uint32_t rows_max;
 	/* Called on the loop thread, rows first, then done once. rc: RC_OK, or
@@ -140,14 +140,14 @@ struct storage_load {
 	/* Out, valid in done. */
 	struct pack_bytes head; /* p == NULL: no such object. */
 	bool complete;          /* LOAD_OBJECT: all rows were given.
-	                         * LOAD_RANGE: nothing lies beyond. */
+				 * LOAD_RANGE: nothing lies beyond. */
 	/* LOAD_RANGE that is not complete: every row up to and including this
-	 * key was given or is absent. A page may be short, even empty, and go on
-	 * behind this: ascending from the key and a byte of zero, descending
-	 * from the key itself. */
+	 * key was given or is absent. A page may be short, but has a row when
+	 * there is more behind it; that begins, ascending, at this key and a
+	 * byte of zero, and descending at the key itself. */
 	struct pack_bytes covered_end;
-	uint64_t index;         /* The state that was shown. */
-	void *arg;              /* The caller's. */
+	uint64_t index; /* The state that was shown. */
+	void *arg;      /* The caller's. */
 	/* Private. */
 	void *job;
 };
@@ -193,8 +193,8 @@ void storage_stats(const struct storage *s, struct storage_stats *out);
 
 /* Flushes, checkpoints, then `closed`. */
 void storage_close(struct storage *s, void (*closed)(void *arg), void *arg);
-/* The simulator's kill: frees what the node had; its jobs, timers and tasks must
- * never run again. */
+/* The simulator's kill: frees what the node had; its jobs, timers and tasks
+ * must never run again. */
 void storage_discard(struct storage *s);
 
 #endif

@@ -11,8 +11,10 @@
 #include "objects/idem.h"
 #include "objects/space.h"
 
+#define NEXT_MS        20u
 #define SOON_MS        1000u
 #define RARE_MS        30000u
+#define NS_PER_MS      UINT64_C(1000000)
 #define ROUNDS_MAX     5u
 #define ARGS_BYTES_MAX (SWEEP_ROWS * (ROW_KEY_BYTES_MAX + 16u))
 
@@ -41,6 +43,7 @@ struct sweep {
 	uint32_t rounds;     /* Slices soon, after one that found something. */
 	bool asking;
 	bool more;
+	bool ahead; /* It found what is past by the clock only. */
 };
 
 static void sweep_due(struct env_timer *t);
@@ -126,18 +129,17 @@ void sweep_expects(struct sweep *w, uint64_t expires_ns)
 static void slice_over(struct sweep *w)
 {
 	uint64_t now;
+	uint64_t ms = RARE_MS;
 
 	if (!w->space->leading || !sweep_idle(w))
 		return;
-	if (w->more) {
-		again_in(w, 0);
-		return;
-	}
 	now = space_now(w->space);
-	if (w->rounds > 0 || w->expects_ns <= now + SOON_MS * 1000000ull)
-		again_in(w, SOON_MS);
-	else
-		again_in(w, RARE_MS);
+	if (w->expects_ns < now + RARE_MS * NS_PER_MS)
+		ms = w->expects_ns > now ? (w->expects_ns - now) / NS_PER_MS
+					 : 0;
+	if (w->rounds > 0 || ms < SOON_MS)
+		ms = SOON_MS;
+	again_in(w, w->more ? NEXT_MS : ms);
 }
 
 static void sweep_event_done(struct event *ev)
@@ -213,6 +215,12 @@ static void expired_row(struct storage_expired *x, const struct oid *oid,
 	struct sweep *w = x->arg;
 	struct swept *r;
 
+	/* Past by the clock alone is not past: without traffic the committed
+	 * stamp needs a tick to move on. */
+	if (row->expires_ns > space_committed_stamp(w->space)) {
+		w->ahead = true;
+		return;
+	}
 	if (w->rows_n == SWEEP_ROWS || row->key.n > ROW_KEY_BYTES_MAX)
 		return;
 	r = malloc(offsetof(struct swept, key) + row->key.n);
@@ -234,12 +242,17 @@ static void expired_done(struct storage_expired *x, enum rc rc, bool more)
 	w->more = rc == RC_OK && more && w->rows_n > 0;
 	if (!w->space->leading || rc != RC_OK) {
 		rows_forget(w);
-	} else if (w->rows_n > 0) {
-		w->rounds = ROUNDS_MAX;
-		sweep_deliver(w);
-	} else if (w->rounds > 0) {
-		w->rounds--;
+		slice_over(w);
+		return;
 	}
+	if (w->ahead)
+		(void)space_tick(w->space, space_now(w->space));
+	if (w->ahead || w->rows_n > 0)
+		w->rounds = ROUNDS_MAX;
+	else if (w->rounds > 0)
+		w->rounds--;
+	if (w->rows_n > 0)
+		sweep_deliver(w);
 	slice_over(w);
 }
 
@@ -251,21 +264,19 @@ void space_sweep(struct space *s)
 	if (!s->leading || !sweep_idle(w))
 		return;
 	now = space_now(s);
-	/* Nothing is past by the clock alone: without traffic the committed
-	 * stamp needs a tick to move on. */
-	if (w->expects_ns <= now && w->expects_ns > space_committed_stamp(s))
-		(void)space_tick(s, now);
-	if (w->expects_ns <= now) {
+	if (w->expects_ns <= now)
 		w->expects_ns = UINT64_MAX;
-		w->rounds = ROUNDS_MAX;
-	}
+	w->ahead = false;
 	w->ask = (struct storage_expired){
-		.stamp_ns = space_committed_stamp(s),
+		.stamp_ns = now,
 		.rows_max = SWEEP_ROWS,
 		.row = expired_row,
 		.done = expired_done,
 		.arg = w,
 	};
+	/* What the last slice removed must not be found again. */
+	if (w->more)
+		storage_flush(s->storage);
 	w->asking = true;
 	storage_expired(s->storage, &w->ask);
 }

@@ -20,7 +20,9 @@
  * counter is the truth or was never acted upon. Once both are synced, either copy
  * alone tells all: a bad one is noticed and costs nothing. If both are bad the
  * shard is not good. Since every write stamps all, a shard whose counter is below
- * that of a batch in the log has lost a write, its own or another's.
+ * that of a batch in the log has lost a write, its own or another's. (A write that
+ * a crash cut short stamps some; ballot_reconcile levels them before there is a
+ * batch with the new counter.)
  */
 #include "raft-glue/ballot.h"
 
@@ -333,23 +335,25 @@ static void stamp_all(struct ballot *b)
 	}
 }
 
-enum rc ballot_doubt(struct ballot *b, uint64_t counter, struct detail *why)
+enum rc ballot_reconcile(struct ballot *b, uint64_t counter,
+			 struct detail *why)
 {
 	bool any = false;
 	uint32_t s;
 
 	CHECK_OBJ(b, BALLOT_MAGIC);
-	for (s = 0; s < b->shards; s++) {
-		if (!b->of[s].readable || b->of[s].counter >= counter)
+	if (counter > b->counter)
+		b->counter = counter;
+	for (s = 0; s < SHARDS_MAX; s++) {
+		if (!b->of[s].readable)
 			continue;
-		b->of[s].doubted = true;
-		any = true;
+		if (b->of[s].counter < counter)
+			b->of[s].doubted = true;
+		any = any || b->of[s].counter < b->counter;
 	}
 	if (!any)
 		return RC_OK;
-	/* From here on the file has counted as far: the flags remember. */
-	if (counter > b->counter)
-		b->counter = counter;
+	/* From here on all have counted as far: the flag remembers. */
 	stamp_all(b);
 	return ballot_store(b, true, why);
 }
@@ -404,17 +408,16 @@ enum rc ballot_verify(struct disk *disk, uint32_t shards,
 	uint32_t s;
 	enum rc rc;
 
-	*counter = 0;
+	*counter = UINT64_MAX;
 	if (image == NULL)
 		return RC_NOMEM;
 	rc = pair_read(disk, BALLOT_FILE, image, FILE_BYTES, why);
 	for (s = 0; rc == RC_OK && s < shards; s++) {
 		whole = verify_copy(image, 0, s, report, arg) && whole;
 		whole = verify_copy(image, 1, s, report, arg) && whole;
-	}
-	for (s = 0; rc == RC_OK && s < SHARDS_MAX; s++)
-		if (copy_choose(image, s, &c) == RC_OK && c.counter > *counter)
+		if (copy_choose(image, s, &c) == RC_OK && c.counter < *counter)
 			*counter = c.counter;
+	}
 	free(image);
 	return rc == RC_OK && !whole ? RC_CORRUPT : rc;
 }

@@ -39,7 +39,7 @@ enum rc ballot_open(struct disk *disk, uint32_t shards, struct ballot **out,
 void ballot_close(struct ballot *b);
 
 /* False when both copies of the shard are bad, or the file lost writes
- * (ballot_doubt): ask after log_open. `why` (may be NULL) gets a sentence. A
+ * (ballot_reconcile): ask after log_open. `why` (may be NULL) gets a sentence. A
  * ballot_write of the shard makes it good. */
 bool ballot_good(const struct ballot *b, uint32_t shard);
 enum rc ballot_check(const struct ballot *b, uint32_t shard,
@@ -50,10 +50,11 @@ struct ballot_slot ballot_get(const struct ballot *b, uint32_t shard);
  * lost writes is found. */
 uint64_t ballot_counter(const struct ballot *b);
 
-/* The log holds a batch that was written at `counter`: the ballots of shards that
- * have not counted as far lost a write, and are not good until they are written
- * again, over restarts too. No-op when all have. */
-enum rc ballot_doubt(struct ballot *b, uint64_t counter, struct detail *why);
+/* After ballot_open, before anything is written: the log holds a batch that was
+ * written at `counter` (0: none). Ballots that have not counted as far lost a
+ * write, and are not good until they are written again, over restarts too. */
+enum rc ballot_reconcile(struct ballot *b, uint64_t counter,
+			 struct detail *why);
 
 /* Write these shards' slots and sync. Any failure: fail-stop. */
 struct ballot_change {
@@ -63,8 +64,8 @@ struct ballot_change {
 enum rc ballot_write(struct ballot *b, const struct ballot_change *changes,
 		     size_t n, struct detail *why);
 
-/* Offline: one line of text per finding. `*counter`: the highest that a good
- * copy has. RC_CORRUPT when there was a finding. */
+/* Offline: one line of text per finding. `*counter`: how far all shards of which
+ * a copy is good have counted. RC_CORRUPT when there was a finding. */
 enum rc ballot_verify(struct disk *disk, uint32_t shards,
 		      void (*report)(void *arg, const char *line), void *arg,
 		      uint64_t *counter, struct detail *why);

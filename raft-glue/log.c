@@ -58,8 +58,9 @@ struct view {
 	uint64_t idle;
 	uint64_t live;
 	uint64_t live_bytes;
-	uint64_t pins; /* Shards with live records in the oldest segment. */
-	bool ask;      /* They should move their floors. */
+	uint64_t head; /* Its sequence. */
+	uint64_t max[SHARDS_MAX]; /* Of the oldest, unless it is the head. */
+	bool ask;      /* Shards that pin it should move their floors. */
 	bool full;     /* Three quarters. */
 	bool chore;    /* There is something for chore_run. */
 };
@@ -71,6 +72,8 @@ struct order {
 	uint64_t voted;
 	struct ballot_change changes[SHARDS_MAX];
 	size_t changes_n;
+	uint64_t vote[SHARDS_MAX]; /* Tickets, as in struct log. */
+	uint64_t vote_after[SHARDS_MAX];
 	uint64_t floors[SHARDS_MAX];
 };
 
@@ -163,8 +166,8 @@ struct log {
 		uint64_t durable;
 		uint64_t vote;
 		uint64_t vote_after;
-		uint64_t told_vote;
-		uint64_t told_after;
+		uint64_t untold;
+		uint64_t untold_after;
 		uint64_t floor;
 		uint64_t last;
 		uint64_t last_term;
@@ -368,6 +371,7 @@ static bool unlink_wanted(const struct writer *w)
 
 static void look(const struct writer *w, struct view *v)
 {
+	const struct log_segment *oldest = TAILQ_FIRST(&w->live);
 	uint64_t whole = w->live_n > 0 ? w->live_n - 1 : 0;
 
 	*v = (struct view){
@@ -375,12 +379,14 @@ static void look(const struct writer *w, struct view *v)
 		.idle = w->idle_n,
 		.live = w->live_n,
 		.live_bytes = whole * w->cfg->segment_bytes + w->offset,
-		.pins = pins(w),
+		.head = w->head != NULL ? w->head->seq : 0,
 		.ask = 2 * w->live_n > w->total_max || spare(w) < 2,
 		.full = three_quarters(w),
 		.chore = w->sync_owed || create_wanted(w) || copy_wanted(w) ||
 			 unlink_wanted(w),
 	};
+	if (oldest != NULL && oldest != w->head)
+		memcpy(v->max, oldest->max, sizeof(v->max));
 }
 
 static enum rc sync_counted(struct writer *w, struct disk_file *f)
@@ -1107,8 +1113,8 @@ static void take_votes(struct log *log)
 			continue;
 		o->changes[o->changes_n].shard = s;
 		o->changes[o->changes_n++].slot = log->slot[s];
-		log->shard[s].told_vote = log->shard[s].vote;
-		log->shard[s].told_after = log->shard[s].vote_after;
+		o->vote[s] = log->shard[s].vote;
+		o->vote_after[s] = log->shard[s].vote_after;
 	}
 }
 
@@ -1149,18 +1155,38 @@ static void settle(struct log *log)
 	look(&log->w, &log->view);
 }
 
+/* Against the floors of now, which the writer may not have seen. */
+static bool shard_pins(const struct log *log, uint32_t shard)
+{
+	return log->view.max[shard] > log->shard[shard].floor;
+}
+
 static void ask_pinning(struct log *log)
 {
-	uint64_t set = log->view.ask ? log->view.pins & ~log->asked : 0;
 	struct log_listener *l;
 	uint32_t s;
 
-	for (s = 0; s < log->cfg.shards; s++) {
+	for (s = 0; log->view.ask && s < log->cfg.shards; s++) {
 		l = log->listener[s];
-		if ((set >> s & 1) == 0 || l == NULL)
+		if (!shard_pins(log, s) || (log->asked >> s & 1) != 0 ||
+		    l == NULL)
 			continue;
 		log->asked |= (uint64_t)1 << s;
 		l->pinning(l);
+	}
+}
+
+/* The votes of the order that has just been carried out. */
+static void note_votes(struct log *log)
+{
+	const struct order *o = &log->order;
+	uint32_t s;
+
+	for (s = 0; s < log->cfg.shards; s++) {
+		if ((o->voted >> s & 1) == 0)
+			continue;
+		log->shard[s].untold = o->vote[s];
+		log->shard[s].untold_after = o->vote_after[s];
 	}
 }
 
@@ -1170,11 +1196,11 @@ static void tell_durable(struct log *log, uint32_t s, uint64_t ticket)
 
 	if (ticket > log->shard[s].durable)
 		log->shard[s].durable = ticket;
-	if (log->shard[s].told_vote > 0 &&
-	    log->shard[s].durable >= log->shard[s].told_after) {
-		if (ticket < log->shard[s].told_vote)
-			ticket = log->shard[s].told_vote;
-		log->shard[s].told_vote = 0;
+	if (log->shard[s].untold > 0 &&
+	    log->shard[s].durable >= log->shard[s].untold_after) {
+		if (ticket < log->shard[s].untold)
+			ticket = log->shard[s].untold;
+		log->shard[s].untold = 0;
 	}
 	if (ticket > 0 && l != NULL)
 		l->durable(l, ticket);
@@ -1235,9 +1261,13 @@ static void batch_done(struct env_job *job)
 	log->batch_busy = false;
 	if (log->dead || failed(log, res))
 		return;
+	/* Who was asked and did nothing is asked again. */
+	if (res->stalled || res->view.head != log->view.head)
+		log->asked = 0;
 	log->view = res->view;
 	log->stats = res->stats;
 	log->unsynced -= res->bytes;
+	note_votes(log);
 	stall(log, res->stalled);
 	settle(log);
 	/* The disk first: it works while the listeners do. */
@@ -1398,7 +1428,7 @@ bool log_full(const struct log *log, uint32_t shard)
 	CHECK_OBJ(log, LOG_MAGIC);
 	PRE(shard < log->cfg.shards);
 	return log->stalled ||
-	       (log->view.full && (log->view.pins >> shard & 1) != 0);
+	       (log->view.full && shard_pins(log, shard));
 }
 
 uint64_t log_unsynced_bytes(const struct log *log)
@@ -1664,7 +1694,7 @@ static enum rc check_ballots(struct log *log, uint64_t counter,
 	uint32_t s;
 	enum rc rc;
 
-	rc = ballot_doubt(b, counter, why);
+	rc = ballot_reconcile(b, counter, why);
 	if (rc != RC_OK)
 		return rc;
 	for (s = 0; s < log->cfg.shards; s++)
@@ -1864,8 +1894,8 @@ enum rc log_verify(struct disk *disk, const struct log_config *cfg,
 	if (rc == RC_OK && counter < r.ballot) {
 		(void)snprintf(line, sizeof(line),
 			       "ballot: the log was written when this file had "
-			       "counted to %llu, it has only %llu: it lost "
-			       "writes of every shard",
+			       "counted to %llu, a shard of it only to %llu: "
+			       "it lost writes",
 			       (unsigned long long)r.ballot,
 			       (unsigned long long)counter);
 		report(arg, line);

@@ -40,7 +40,7 @@ struct log_listener {
 	void (*durable)(struct log_listener *l, uint64_t ticket);
 	/* The shard's oldest live record pins a segment that should be
 	 * recycled: checkpoint its state and call log_floor. Called at most
-	 * once until then. */
+	 * once until then, and again with every further segment. */
 	void (*pinning)(struct log_listener *l);
 	/* May be NULL. A batch of any shard is done and no other has begun
 	 * (log_busy is false): called for every listener, after the `durable`

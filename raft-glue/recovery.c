@@ -910,13 +910,6 @@ static enum rc walk(struct recovery *r, struct recovery_file *f,
 
 /* ---- the chain ---- */
 
-static bool same_place(const struct recovered_shard *s,
-		       const struct segment_shard *row)
-{
-	return s->last == row->last && s->last_term == row->last_term &&
-	       s->base == row->base;
-}
-
 static void adopt(struct recovery *r, uint32_t shard,
 		  const struct segment_shard *row)
 {
@@ -929,7 +922,11 @@ static void adopt(struct recovery *r, uint32_t shard,
 				 "damaged, and nothing has replaced it since",
 				 shard);
 	}
-	if (s->known && same_place(s, row)) {
+	if (row->base > s->base) {
+		s->base = row->base;
+		s->base_term = row->base_term;
+	}
+	if (s->known && s->last == row->last && s->last_term == row->last_term) {
 		s->doubt = false;
 		if (!s->damaged)
 			s->why = (struct detail){ .text = "" };
@@ -944,8 +941,6 @@ static void adopt(struct recovery *r, uint32_t shard,
 	s->known = true;
 	s->last = row->last;
 	s->last_term = row->last_term;
-	s->base = row->base;
-	s->base_term = row->base_term;
 }
 
 static void enter(struct recovery *r, struct recovery_file *f, bool led_here)

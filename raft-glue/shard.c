@@ -64,7 +64,8 @@ struct shard {
 	struct step_sink sink;
 	struct entries tail;
 	struct log_listener listener;
-	struct env_task turn;
+	struct env_task turn; /* ENV_PHASE_PROPOSE: commit, propose. */
+	struct env_task rest; /* After ENV_PHASE_LOG: apply. */
 	struct env_timer timer;
 	struct ballot_slot ballot;
 	uint64_t state_index; /* What the state contained at open. */
@@ -361,13 +362,15 @@ static bool shard_apply(struct shard *s)
  * end of a leadership before anything of the next; the commit of an entry
  * before its application; the whole log before `lead`.
  */
-static void shard_drain(struct shard *s)
+static void shard_drain(struct shard *s, bool apply)
 {
 	PRE(!s->draining);
 	s->draining = true;
 	while (!shard_dead(s) && !s->halted) {
-		if (!shard_deposed(s) && !shard_elected(s) && !shard_tell(s) &&
-		    !shard_lead(s) && !shard_apply(s) && !shard_checkpoint(s))
+		if (shard_deposed(s) || shard_elected(s) || shard_tell(s) ||
+		    shard_lead(s))
+			continue;
+		if (!apply || (!shard_apply(s) && !shard_checkpoint(s)))
 			break;
 	}
 	s->draining = false;
@@ -455,22 +458,31 @@ static void shard_arm(struct shard *s)
 		env_timer_start(&s->timer, at);
 }
 
+static bool shard_behind(const struct shard *s)
+{
+	return s->begun && !s->halted &&
+	       (s->pinned || s->applied < shard_apply_limit(s));
+}
+
 static void shard_run(struct shard *s)
 {
 	step_persisted(s->step, entries_durable(&s->tail, s->durable_ticket));
 	shard_trim(s);
-	shard_drain(s);
+	shard_drain(s, false);
 	/* Timeouts last: after a stall the frames that are in the socket come
 	 * before the conclusion that nobody has sent any. */
 	if (s->due && env_now_ms(s->env) >= step_timeout_ms(s->step)) {
 		step_timeout(s->step);
-		shard_drain(s);
+		shard_drain(s, false);
 	}
 	s->due = false;
 	shard_propose(s);
-	shard_drain(s);
-	if (!shard_dead(s))
-		shard_arm(s);
+	if (shard_dead(s))
+		return;
+	shard_arm(s);
+	/* The writer has its batch before this thread applies the last one. */
+	if (shard_behind(s))
+		env_post(s->env, &s->rest);
 }
 
 static void shard_release(struct shard *s)
@@ -488,8 +500,9 @@ static void shard_finish(struct shard *s)
 	void (*closed)(void *arg) = s->closed;
 	void *arg = s->closed_arg;
 
-	/* `durable` posts the turn again. */
-	if (s->durable_ticket < s->ticket || s->turn.posted || shard_dead(s))
+	/* `durable` posts the turn again, and that the rest. */
+	if (s->durable_ticket < s->ticket || s->turn.posted || s->rest.posted ||
+	    shard_dead(s))
 		return;
 	env_timer_stop(&s->timer);
 	log_listen(s->log, s->number, NULL);
@@ -506,6 +519,19 @@ static void shard_turn(struct env_task *t)
 		shard_begin(s);
 	if (s->begun && !shard_dead(s))
 		shard_run(s);
+	if (s->sm.now == SHARD_CLOSING)
+		shard_finish(s);
+}
+
+static void shard_rest(struct env_task *t)
+{
+	struct shard *s = CONTAINER_OF(t, struct shard, rest);
+
+	CHECK_OBJ(s, SHARD_MAGIC);
+	if (!shard_dead(s)) {
+		shard_drain(s, true);
+		shard_arm(s);
+	}
 	if (s->sm.now == SHARD_CLOSING)
 		shard_finish(s);
 }
@@ -830,6 +856,8 @@ static struct shard *shard_new(struct env *env, struct log *log,
 	s->listener.idle = shard_idle;
 	s->turn.cb = shard_turn;
 	s->turn.phase = ENV_PHASE_PROPOSE;
+	s->rest.cb = shard_rest;
+	s->rest.phase = ENV_PHASE_RELEASE;
 	env_timer_init(&s->timer, env, shard_timer);
 	entries_init(&s->tail, state->index + 1);
 	sm_init(&s->sm, shard_states, SHARD_STATES, SHARD_OPEN);
@@ -972,6 +1000,7 @@ void shard_stats(const struct shard *s, struct shard_stats *out)
 	CHECK_OBJ(s, SHARD_MAGIC);
 	*out = s->stats;
 	out->cached = s->tail.bytes;
+	out->trimmed = step_snapshot_index(s->step);
 }
 
 void shard_checkpointed(struct shard *s, uint64_t index)

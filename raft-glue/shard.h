@@ -99,6 +99,7 @@ struct shard_stats {
 	uint64_t bytes;     /* Of their data. */
 	uint64_t elections; /* Won here. */
 	uint64_t cached;    /* Bytes of entries in memory. */
+	uint64_t trimmed;   /* The core's log begins after this index. */
 	bool halted;        /* app->apply refused an entry: applies and leads no
 			     * more. */
 };

@@ -306,7 +306,7 @@ check_scripts()
 	for f in "${scripts[@]}"; do
 		bash -n "$f" 2>"$work/errors" || breach "$(head -1 "$work/errors")"
 	done
-	for f in check demo .ci/run; do
+	for f in check demo .ci/run tests/demo.sh; do
 		[ -e "$f" ] || breach "$f is missing"
 		[ -x "$f" ] || breach "$f is not executable"
 	done

@@ -118,8 +118,7 @@ enum rc address_parse(struct pack_bytes text, struct pack_bytes tenant_default,
 			return detail_set(why, RC_INVALID, "address",
 					  "too many parts; write / in a name "
 					  "as %%2F");
-		part[parts++] =
-			(struct pack_bytes){ text.p + from, i - from };
+		part[parts++] = (struct pack_bytes){ text.p + from, i - from };
 		from = i + 1;
 	}
 	if (parts != 2 && parts != 4)

@@ -26,7 +26,8 @@ struct address {
 	struct pack_bytes name; /* Into `buf`, or into the text when nothing was
 				 * escaped; n == 0: by id. */
 	bool by_id;
-	struct oid oid; /* Set by address_parse when by_id, else by the caller. */
+	struct oid
+		oid; /* Set by address_parse when by_id, else by the caller. */
 	char buf[NAME_BYTES_MAX];
 };
 

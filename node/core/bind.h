@@ -17,9 +17,10 @@
 struct bind;
 
 struct grant {
-	char principal[PRINCIPAL_BYTES_MAX + 1]; /* unix:NODE:UID, or
-				 * object:TENANT/ENV/CLASS for calls that
-				 * objects of a class make. */
+	char principal[PRINCIPAL_BYTES_MAX +
+		       1]; /* unix:NODE:UID, or
+			    * object:TENANT/ENV/CLASS for calls that
+			    * objects of a class make. */
 	char tenant[TENANT_BYTES_MAX + 1];
 	char env[TENANT_BYTES_MAX + 1];
 	char cls[CLASS_BYTES_MAX + 1]; /* "*": every class. */
@@ -33,8 +34,8 @@ void bind_free(struct bind *b);
 enum rc bind_grant(struct bind *b, const struct grant *g, struct detail *why);
 
 /*
- * RC_OK: `method` is found and allowed. RC_NOT_FOUND: no right at all here, or no
- * such class. RC_DENIED: may do other things, not this. RC_INVALID: may do
+ * RC_OK: `method` is found and allowed. RC_NOT_FOUND: no right at all here, or
+ * no such class. RC_DENIED: may do other things, not this. RC_INVALID: may do
  * things here, but the class has no such method (field "method"). An address by
  * id is covered only by grants with an empty prefix: the name behind it is not
  * known before the object is loaded.
@@ -45,8 +46,7 @@ enum rc bind_resolve(const struct bind *b, struct pack_bytes principal,
 
 /* Any right of `rights` on anything of tenant/env: for status and listings. */
 bool bind_any(const struct bind *b, struct pack_bytes principal,
-	      struct pack_bytes tenant, struct pack_bytes env,
-	      uint32_t rights);
+	      struct pack_bytes tenant, struct pack_bytes env, uint32_t rights);
 /* Rights on one object. 0: it does not exist for this principal. */
 uint32_t bind_rights(const struct bind *b, struct pack_bytes principal,
 		     const struct address *a);

@@ -9,8 +9,8 @@
 
 #define BRIDGE_MAGIC 0x42524447u
 
-/* A checkpoint is made when this much was applied since the last one, whether or
- * not the log asks: SQLite's WAL and the next start's replay stay short. */
+/* A checkpoint is made when this much was applied since the last one, whether
+ * or not the log asks: SQLite's WAL and the next start's replay stay short. */
 #define CHECKPOINT_BYTES (64u << 20)
 
 /* The most that precedes the units in an entry. */
@@ -44,7 +44,7 @@ struct passages {
 
 /* One leadership round for all events of a turn. */
 struct proof {
-	struct round req; /* First: the callback casts back. */
+	struct round req;             /* First: the callback casts back. */
 	STAILQ_ENTRY(proof) link;     /* Among the free ones. */
 	STAILQ_ENTRY(proof) all_link; /* Among all, for the end. */
 	struct bridge *bridge;
@@ -71,13 +71,13 @@ struct bridge {
 	struct stamp stamp;
 	uint64_t committed_stamp;
 
-	struct chunks chunks;  /* Collected by the shard from the front. */
-	struct chunks sent;    /* Collected, waiting for submitted/refused. */
-	struct chunks spare;   /* Empty ones, kept for their memory. */
+	struct chunks chunks; /* Collected by the shard from the front. */
+	struct chunks sent;   /* Collected, waiting for submitted/refused. */
+	struct chunks spare;  /* Empty ones, kept for their memory. */
 	uint64_t next_mark;
 	struct passages passages;
 
-	struct proof *open;    /* Joinable: its round has not begun. */
+	struct proof *open; /* Joinable: its round has not begun. */
 	struct proofs proofs_free;
 	struct proofs proofs_all;
 	struct env_task seal_proof;

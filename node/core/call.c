@@ -20,10 +20,9 @@
  * deadline. Nearly every call ends before its own, so what counts is that
  * putting one in and taking it out cost nothing.
  */
-#define WHEEL_SLOTS 8192u
+#define WHEEL_SLOTS   8192u
 #define WHEEL_TICK_MS 8u
-_Static_assert((uint64_t)WHEEL_SLOTS * WHEEL_TICK_MS >
-		       DEADLINE_MAX_MS + 1000u,
+_Static_assert((uint64_t)WHEEL_SLOTS *WHEEL_TICK_MS > DEADLINE_MAX_MS + 1000u,
 	       "the wheel is longer than any deadline");
 
 /* Most requests fit here and cost no allocation. */
@@ -57,7 +56,7 @@ struct call {
 	uint32_t depth; /* 0: a client's. */
 	bool meta;
 	bool redirect;
-	uint64_t owner; /* To be told with NOT_OWNER. */
+	uint64_t owner;      /* To be told with NOT_OWNER. */
 	struct call *nested; /* The call that our event waits for. */
 	struct chain *chain; /* Ours when depth > 0. */
 	char *principal;     /* The same. */
@@ -101,8 +100,7 @@ static uint64_t tick_of(uint64_t ns)
 
 static void wheel_arm(struct call_table *t)
 {
-	env_timer_start(&t->tick,
-			env_now_ms(t->env) + WHEEL_TICK_MS);
+	env_timer_start(&t->tick, env_now_ms(t->env) + WHEEL_TICK_MS);
 }
 
 static void wheel_add(struct call_table *t, struct call *c)
@@ -137,8 +135,7 @@ static void wheel_expire(struct call_table *t, uint64_t slot, uint64_t now_ns)
 		c->pass = pass;
 		TAILQ_REMOVE(head, c, wheel);
 		TAILQ_INSERT_TAIL(head, c, wheel);
-		if (c->ev.deadline_ns <= now_ns &&
-		    c->sm.now == CALL_EXECUTING)
+		if (c->ev.deadline_ns <= now_ns && c->sm.now == CALL_EXECUTING)
 			event_cancel(&c->ev, RC_DEADLINE);
 	}
 }
@@ -188,8 +185,7 @@ static struct call *call_take(struct core *core, uint32_t depth)
 
 static void table_idle(struct env_task *task)
 {
-	struct call_table *t =
-		CONTAINER_OF(task, struct call_table, idle_task);
+	struct call_table *t = CONTAINER_OF(task, struct call_table, idle_task);
 	void (*idle)(void *) = t->idle;
 
 	if (t->open > 0 || idle == NULL)
@@ -393,8 +389,7 @@ static enum rc options_read(struct call *c, struct pack_bytes bytes,
 				  "stale reads are not offered");
 	if (method_has(&o, OPTION_durability))
 		ev->durability = (enum durability)(
-			DURABILITY_MEMORY +
-			(int)o.at[OPTION_durability].word);
+			DURABILITY_MEMORY + (int)o.at[OPTION_durability].word);
 	c->redirect = method_word_of(&o, OPTION_route, WORD_route_forward) ==
 		      WORD_route_redirect;
 	c->meta = method_bool(&o, OPTION_meta, false);
@@ -456,8 +451,7 @@ static enum rc call_bind(struct call *c, struct pack_bytes method)
 			  method, &ev->method, &ev->why);
 	if (rc != RC_OK)
 		return rc;
-	rc = method_args_check(ev->method, ev->args_bytes, &ev->args,
-			       &ev->why);
+	rc = method_args_check(ev->method, ev->args_bytes, &ev->args, &ev->why);
 	if (rc != RC_OK)
 		return rc;
 	ev->cls = class_find(c->addr.cls);
@@ -476,9 +470,8 @@ static enum rc call_bind(struct call *c, struct pack_bytes method)
 	ev->name = c->addr.name;
 	ev->principal = c->caller.principal;
 	ev->flags |= EVENT_CREATE;
-	c->bridge = core_bridge(c->core,
-				placement_shard(id->hash_key, &ev->oid,
-						id->shards));
+	c->bridge = core_bridge(
+		c->core, placement_shard(id->hash_key, &ev->oid, id->shards));
 	return RC_OK;
 }
 
@@ -535,9 +528,8 @@ static void call_begin(struct call *c, uint64_t deadline_ns)
 		call_end(c, rc);
 		return;
 	}
-	ev->deadline_ns = deadline_ns != 0 ?
-				  deadline_ns :
-				  now_ns + deadline_ms * 1000000ull;
+	ev->deadline_ns = deadline_ns != 0 ? deadline_ns
+					   : now_ns + deadline_ms * 1000000ull;
 	if (c->chain == NULL)
 		ev->root_stamp = now_ns;
 	ev->done = event_done;
@@ -670,8 +662,7 @@ static struct call *nested_make(struct core *core, struct call *outer,
 	pack_w_init(&w, FRAME_BYTES_MAX);
 	nested_params(outer->ev.nested, &w);
 	if (c->chain == NULL || c->principal == NULL || w.rc != RC_OK ||
-	    !call_copy(core_calls(core), c,
-		       (struct pack_bytes){ w.p, w.n })) {
+	    !call_copy(core_calls(core), c, (struct pack_bytes){ w.p, w.n })) {
 		pack_w_release(&w);
 		call_free(c);
 		*rc = detail_set(why, RC_OVERLOADED, NULL,
@@ -748,9 +739,9 @@ enum rc call_table_new(struct core *core, uint32_t calls_max,
 	}
 	t->core = core;
 	t->env = core_env(core);
-	t->max_at[0] = calls_max > CALL_DEPTH_MAX * share ?
-			       calls_max - CALL_DEPTH_MAX * share :
-			       1;
+	t->max_at[0] = calls_max > CALL_DEPTH_MAX * share
+			       ? calls_max - CALL_DEPTH_MAX * share
+			       : 1;
 	for (i = 1; i <= CALL_DEPTH_MAX; i++)
 		t->max_at[i] = share;
 	for (i = 0; i < WHEEL_SLOTS; i++)

@@ -26,7 +26,7 @@ struct answer {
 	enum rc rc;
 	enum outcome outcome;
 	struct pack_bytes result; /* One encoded value when rc is RC_OK, with
-	                           * `meta` already around it. */
+				   * `meta` already around it. */
 	const struct detail *why;
 	int64_t retry_after_ms; /* < 0: none. */
 	uint64_t request_id;
@@ -35,9 +35,10 @@ struct answer {
 typedef void (*call_reply)(void *arg, const struct answer *a);
 
 /*
- * Start a call from its `params` ([address, method, args, options?], encoded and
- * passed by pack_check). Copies what it keeps. `reply` never fires from inside.
- * Returns NULL when no slot is left: the caller answers OVERLOADED itself.
+ * Start a call from its `params` ([address, method, args, options?], encoded
+ * and passed by pack_check). Copies what it keeps. `reply` never fires from
+ * inside. Returns NULL when no slot is left: the caller answers OVERLOADED
+ * itself.
  */
 struct call *call_start(struct core *core, const struct caller *caller,
 			struct pack_bytes params, call_reply reply, void *arg);

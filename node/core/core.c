@@ -17,7 +17,7 @@
 /* How often the file system is asked for room, and how often per second a
  * tenant table may grow is nobody's business: tenants are configured. */
 #define SPACE_EVERY_MS 1000u
-#define TENANTS_MAX 256u
+#define TENANTS_MAX    256u
 
 /* What a tenant holds, per shard, so that a shard's share can be forgotten. */
 struct usage {
@@ -282,8 +282,8 @@ enum rc core_open(struct env *env, struct disk *disk, struct link *link,
 
 void core_leads(struct core *core, uint32_t shard)
 {
-	uint64_t all = core->id.shards == 64 ? UINT64_MAX :
-					       (1ull << core->id.shards) - 1;
+	uint64_t all = core->id.shards == 64 ? UINT64_MAX
+					     : (1ull << core->id.shards) - 1;
 
 	core->leading |= 1ull << shard;
 	if (core->leading == all && !core->ready_told) {
@@ -331,13 +331,12 @@ enum rc core_admit(struct core *core, uint32_t shard, struct pack_bytes tenant,
 				  "the node counts at most %u tenants",
 				  TENANTS_MAX);
 	/* What shrinks a tenant is always let in. */
-	if (objects > 0 && u->objects + objects >
-				   (int64_t)core->cfg.tenant_objects_max)
+	if (objects > 0 &&
+	    u->objects + objects > (int64_t)core->cfg.tenant_objects_max)
 		return detail_set(why, RC_NO_SPACE, "tenant",
 				  "tenant %s may have %" PRIu64 " objects",
 				  u->tenant, core->cfg.tenant_objects_max);
-	if (bytes > 0 &&
-	    u->bytes + bytes > (int64_t)core->cfg.tenant_bytes_max)
+	if (bytes > 0 && u->bytes + bytes > (int64_t)core->cfg.tenant_bytes_max)
 		return detail_set(why, RC_NO_SPACE, "tenant",
 				  "tenant %s may have %" PRIu64 " bytes",
 				  u->tenant, core->cfg.tenant_bytes_max);

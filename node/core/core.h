@@ -45,8 +45,8 @@ enum rc core_format(struct disk *disk, struct env *env, struct identity *id,
 
 /*
  * Open a formatted data directory: identity (a new boot), state files, ballot,
- * log, shards. Blocking; on RC_OK the loop must run; `ready` (may be NULL) fires
- * once when this node leads or follows every shard. The bind stays the
+ * log, shards. Blocking; on RC_OK the loop must run; `ready` (may be NULL)
+ * fires once when this node leads or follows every shard. The bind stays the
  * caller's.
  */
 enum rc core_open(struct env *env, struct disk *disk, struct link *link,
@@ -68,10 +68,10 @@ uint32_t core_shards(const struct core *core);
 struct bridge *core_bridge(struct core *core, uint32_t shard);
 
 struct core_stats {
-	uint64_t calls;       /* Begun. */
+	uint64_t calls; /* Begun. */
 	uint64_t calls_open;
 	uint64_t calls_bytes;
-	uint64_t by_rc[64];   /* Ended, per wire code. */
+	uint64_t by_rc[64]; /* Ended, per wire code. */
 };
 void core_stats(const struct core *core, struct core_stats *out);
 

@@ -18,9 +18,8 @@ struct call_table *core_calls(struct core *core);
 /* This node leads shard `shard` now. */
 void core_leads(struct core *core, uint32_t shard);
 /* Check the caps of a tenant and the disk reserve, and book the change. */
-enum rc core_admit(struct core *core, uint32_t shard,
-		   struct pack_bytes tenant, int64_t objects, int64_t bytes,
-		   struct detail *why);
+enum rc core_admit(struct core *core, uint32_t shard, struct pack_bytes tenant,
+		   int64_t objects, int64_t bytes, struct detail *why);
 /* Book without a check what shard `shard` was found to hold. */
 void core_book(struct core *core, uint32_t shard, struct pack_bytes tenant,
 	       int64_t objects, int64_t bytes);

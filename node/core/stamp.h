@@ -1,12 +1,12 @@
 /*
  * stamp - the owner's now (DESIGN D8). Pure; time comes in as arguments.
  *
- * now = base + elapsed CLOCK_BOOTTIME, never below the last stamp. base is chosen
- * once per leadership: a lone voter adds the wall time that passed since the
- * last entry (wall now - wall noted beside it) to its last stamp; without limit
- * when the kernel calls its clock synchronised, else at most one hour, and
- * never backwards. So a restart on a machine whose clock is a day off neither
- * expires everything nor freezes anything.
+ * now = base + elapsed CLOCK_BOOTTIME, never below the last stamp. base is
+ * chosen once per leadership: a lone voter adds the wall time that passed since
+ * the last entry (wall now - wall noted beside it) to its last stamp; without
+ * limit when the kernel calls its clock synchronised, else at most one hour,
+ * and never backwards. So a restart on a machine whose clock is a day off
+ * neither expires everything nor freezes anything.
  */
 #ifndef HOLDFAST_CORE_STAMP_H
 #define HOLDFAST_CORE_STAMP_H
@@ -14,7 +14,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define STAMP_FIRST_NS 1000000000ull       /* Of an empty shard. */
+#define STAMP_FIRST_NS       1000000000ull    /* Of an empty shard. */
 #define STAMP_FORWARD_MAX_NS 3600000000000ull /* Unsynchronised restart. */
 /* Half of 63 bits, 146 years: what expires a century later is still a time. */
 #define STAMP_MAX_NS (INT64_MAX / 2)
@@ -28,8 +28,7 @@ struct stamp {
 /* Begin a leadership. `cut` (may be NULL) tells that the forward jump was
  * limited. */
 void stamp_lead(struct stamp *s, uint64_t last_ns, uint64_t last_wall_ms,
-		uint64_t now_ns, uint64_t wall_ms, bool wall_synced,
-		bool *cut);
+		uint64_t now_ns, uint64_t wall_ms, bool wall_synced, bool *cut);
 /* At most STAMP_MAX_NS, where it stands still. */
 uint64_t stamp_now(const struct stamp *s, uint64_t now_ns);
 /* An entry got, or a committed one has, this stamp. */

@@ -96,6 +96,9 @@ void fake_lead(struct fake *f);
 void fake_change(struct fake *f);
 /* The i-th nested call is answered. */
 void fake_answer(struct fake *f, size_t i, enum rc rc, const char *text);
+/* The same with an encoded result. */
+void fake_reply(struct fake *f, size_t i, enum rc rc, struct pack_bytes result,
+		const struct detail *why);
 
 /* ------------------------------------------------------------------- events */
 
@@ -111,7 +114,7 @@ struct fake_event {
 	int64_t n;
 	const char *text;
 	char name[64];
-	uint8_t args[4096];
+	uint8_t *args;
 	char idem[64];
 	char principal[64];
 };

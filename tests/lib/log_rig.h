@@ -14,6 +14,7 @@
 #include "node/base/limits.h"
 #include "node/base/mutant.h"
 #include "raft-glue/log.h"
+#include "tests/lib/fault.h"
 #include "tests/lib/runner.h"
 #include "tests/sim/world.h"
 
@@ -47,6 +48,7 @@ struct rig_shard {
 
 struct rig {
 	struct world *w;
+	unsigned node;
 	struct log_config cfg;
 	struct ballot *ballot;
 	struct log *log;
@@ -66,6 +68,18 @@ struct rig {
 static inline bool rig_is_record(const struct rig_op *op)
 {
 	return op->kind == RIG_ENTRY || op->kind == RIG_BASE;
+}
+
+/* Not the one that is made to fail. */
+static inline void *rig_alloc(size_t n)
+{
+	void *p;
+
+	fault_hold();
+	p = calloc(1, n);
+	fault_release();
+	CHECK(p != NULL);
+	return p;
 }
 
 static inline void rig_byte(const struct rig_op *op, uint8_t *p)
@@ -119,13 +133,12 @@ static inline void rig_floor(struct rig *r, uint32_t shard, uint64_t index)
 /* The last index of the shard that its durable ticket covers. */
 static inline uint64_t rig_durable_index(const struct rig *r, uint32_t shard)
 {
-	uint64_t index = 0;
-	uint64_t i;
+	uint64_t i = r->shard[shard].durable;
 
-	for (i = 0; i < r->ops_n && i < r->shard[shard].durable; i++)
+	while (i-- > 0)
 		if (r->ops[i].shard == shard && rig_is_record(&r->ops[i]))
-			index = r->ops[i].index;
-	return index;
+			return r->ops[i].index;
+	return 0;
 }
 
 static inline void rig_pinning(struct log_listener *l)
@@ -164,7 +177,7 @@ static inline void rig_init(struct rig *r, uint64_t seed, uint32_t shards,
 
 static inline void rig_format(struct rig *r)
 {
-	struct disk *d = world_disk(r->w, 0);
+	struct disk *d = world_disk(r->w, r->node);
 
 	EXPECT_RC(ballot_format(d, r->cfg.shards, &r->why), RC_OK);
 	EXPECT_RC(log_format(d, &r->cfg, &r->why), RC_OK);
@@ -181,7 +194,7 @@ static inline void rig_listen(struct rig *r)
 /* Opens ballot and log; both are NULL on failure. */
 static inline enum rc rig_open(struct rig *r)
 {
-	struct disk *d = world_disk(r->w, 0);
+	struct disk *d = world_disk(r->w, r->node);
 	enum rc rc;
 
 	r->base_ticket = r->ops_n;
@@ -191,7 +204,7 @@ static inline enum rc rig_open(struct rig *r)
 	rc = ballot_open(d, r->cfg.shards, &r->ballot, &r->why);
 	if (rc != RC_OK)
 		return rc;
-	rc = log_open(world_env(r->w, 0), d, r->ballot, &r->cfg, r->floors,
+	rc = log_open(world_env(r->w, r->node), d, r->ballot, &r->cfg, r->floors,
 		      &r->log, &r->why);
 	if (rc != RC_OK) {
 		ballot_close(r->ballot);
@@ -228,7 +241,7 @@ static inline void rig_close(struct rig *r)
 	r->log = NULL;
 	ballot_close(r->ballot);
 	r->ballot = NULL;
-	world_kill(r->w, 0);
+	world_kill(r->w, r->node);
 }
 
 static inline void rig_free(struct rig *r)
@@ -250,7 +263,7 @@ static inline uint64_t rig_append(struct rig *r, uint32_t shard, uint64_t index,
 				  uint64_t term, uint32_t bytes)
 {
 	struct rig_op op = { RIG_ENTRY, shard, index, term, bytes };
-	uint8_t *data = malloc(bytes + 1);
+	uint8_t *data = rig_alloc(bytes + 1);
 	struct log_entry e = { .index = index,
 			       .term = term,
 			       .type = (uint16_t)(index % 5 + 1),
@@ -258,7 +271,6 @@ static inline uint64_t rig_append(struct rig *r, uint32_t shard, uint64_t index,
 			       .bytes = bytes };
 	uint64_t ticket;
 
-	CHECK(data != NULL);
 	rig_byte(&op, data);
 	ticket = log_append(r->log, shard, &e);
 	free(data);
@@ -308,8 +320,8 @@ static inline void rig_settle(struct rig *r)
 {
 	uint64_t n;
 
-	for (n = 0; r->ticket < r->ops_n && world_alive(r->w, 0); n++)
-		if (!world_step(r->w) || n > 1000000)
+	for (n = 0; r->ticket < r->ops_n && world_alive(r->w, r->node); n++)
+		if (!world_step(r->w) || n > 20000)
 			break;
 }
 
@@ -328,9 +340,8 @@ static inline enum rc rig_found_one(void *arg, const struct log_entry *e)
 {
 	struct rig_found *f = arg;
 	struct rig_op op = { RIG_ENTRY, f->shard, e->index, e->term, e->bytes };
-	uint8_t *want = malloc(e->bytes + 1);
+	uint8_t *want = rig_alloc(e->bytes + 1);
 
-	CHECK(want != NULL);
 	rig_byte(&op, want);
 	if (memcmp(want, e->data, e->bytes) != 0 ||
 	    e->type != (uint16_t)(e->index % 5 + 1))
@@ -354,8 +365,7 @@ static inline bool rig_matches(const struct rig *r, const struct rig_found *f,
 	bool same;
 	uint64_t i;
 
-	e = calloc(cap + 1, sizeof(*e));
-	CHECK(e != NULL);
+	e = rig_alloc((cap + 1) * sizeof(*e));
 	for (i = 0; i < k; i++) {
 		const struct rig_op *op = &r->ops[i];
 
@@ -425,6 +435,16 @@ static inline void rig_go_on(struct rig *r, uint64_t k)
 	}
 }
 
+/* What recovery has found of a shard; free(f->e). */
+static inline void rig_find(struct rig *r, uint32_t shard, struct rig_found *f)
+{
+	*f = (struct rig_found){ .r = r,
+				 .shard = shard,
+				 .floor = log_range(r->log, shard).first - 1 };
+	if (log_recovered(r->log, shard, rig_found_one, f, NULL, NULL) != RC_OK)
+		f->wrong_data = true;
+}
+
 /*
  * After rig_open: everything acknowledged is there, and nothing that was not
  * appended. The model goes on from what was found.
@@ -437,7 +457,6 @@ static inline void rig_check(struct rig *r)
 	uint32_t s;
 	uint64_t i;
 	uint64_t k;
-	enum rc rc;
 
 	memset(f, 0, sizeof(f));
 	/* A vote's ticket says nothing about records. */
@@ -451,11 +470,8 @@ static inline void rig_check(struct rig *r)
 			rig_wrong(r, "shard %u is damaged: %s", s, why.text);
 			goto out;
 		}
-		f[s].r = r;
-		f[s].shard = s;
-		f[s].floor = log_range(r->log, s).first - 1;
-		rc = log_recovered(r->log, s, rig_found_one, &f[s], NULL, NULL);
-		if (rc != RC_OK || f[s].wrong_data) {
+		rig_find(r, s, &f[s]);
+		if (f[s].wrong_data) {
 			rig_wrong(r, "shard %u: what was found is wrong", s);
 			goto out;
 		}
@@ -476,6 +492,69 @@ static inline void rig_check(struct rig *r)
 out:
 	for (s = 0; s < r->cfg.shards; s++)
 		free(f[s].e);
+}
+
+/* A mixed load; returns when it is through or the node has ended. */
+static inline void rig_load(struct rig *r, unsigned steps)
+{
+	static const uint32_t sizes[] = { 0,   1,   30,	 100,  400, 503,
+					  504, 505, 900, 4096, 7000 };
+	unsigned i;
+
+	for (i = 0; i < steps && world_alive(r->w, 0); i++) {
+		uint32_t s = (uint32_t)world_random(r->w, r->cfg.shards);
+		uint32_t n = sizes[world_random(r->w, ARRAY_LEN(sizes))];
+		struct rig_shard *sh = &r->shard[s];
+		uint64_t low;
+
+		/* One that moves no floor must stay small. */
+		if (sh->stubborn && sh->last > 6 && !r->shard[0].stubborn) {
+			s = 0;
+			sh = &r->shard[0];
+		}
+		if (sh->stubborn && n > 100)
+			n = 100;
+		low = log_range(r->log, s).first;
+
+		switch (world_random(r->w, 16)) {
+		case 0:
+			if (sh->last >= low && sh->last > sh->floor)
+				(void)rig_append(
+					r, s,
+					sh->last -
+						world_random(r->w,
+							     sh->last - low +
+								     1),
+					sh->term + 1, n);
+			break;
+		case 1:
+			rig_vote(r, s, r->ops_n + 1);
+			break;
+		case 2:
+			if (!sh->stubborn)
+				rig_floor(r, s, rig_durable_index(r, s));
+			break;
+		case 3:
+			rig_settle(r);
+			break;
+		case 4:
+			if (!sh->stubborn && world_random(r->w, 4) == 0) {
+				rig_base(r, s, sh->last + 5);
+				rig_settle(r);
+				rig_floor(r, s, sh->last);
+			}
+			break;
+		case 5:
+		case 6:
+		case 7:
+			(void)world_step(r->w);
+			break;
+		default:
+			(void)rig_next(r, s, n);
+			break;
+		}
+	}
+	rig_settle(r);
 }
 
 #endif

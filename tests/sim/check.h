@@ -12,8 +12,8 @@
  *
  * Times are of two kinds: `begun` and `ended` are numbers of events of the
  * driver, which order everything; `stamp_lo` and `stamp_hi` are the owner's now
- * (DESIGN D8) at those two moments, and expiry is judged by them, so that clocks
- * may jump.
+ * (DESIGN D8) at those two moments, and expiry is judged by them, so that
+ * clocks may jump.
  */
 #ifndef TESTS_SIM_CHECK_H
 #define TESTS_SIM_CHECK_H
@@ -122,13 +122,13 @@ struct kv_call {
 	uint16_t to;
 	uint16_t limit;
 	bool reverse;
-	bool more; /* Answered: there was a cursor. */
+	bool more;       /* Answered: there was a cursor. */
+	bool bytes_page; /* It may have ended for its bytes. */
 	struct kv_item *items;
 	uint32_t items_n;
 	/* Private. */
-	int32_t slot;   /* Of its key among the keys used more than once. */
-	bool observed;  /* Somebody saw what it wrote. */
-	uint64_t probe; /* delete of a key nobody writes: the object's rev. */
+	int32_t slot;  /* Of its key among the keys used more than once. */
+	bool observed; /* Somebody saw what it wrote. */
 };
 
 struct kv_history;
@@ -159,6 +159,9 @@ struct limiter_call {
 	uint64_t ended;
 	uint64_t stamp_lo;
 	uint64_t stamp_hi;
+	/* For who finds out what is perishable. */
+	uint64_t ended_ms;
+	uint64_t ended_syncs;
 };
 
 struct limiter_history;
@@ -170,6 +173,8 @@ struct limiter_history *limiter_history_new(const char *name,
 void limiter_history_free(struct limiter_history *h);
 struct limiter_call *limiter_history_add(struct limiter_history *h);
 size_t limiter_history_calls(const struct limiter_history *h);
+/* The i-th, in the order in which they were added. */
+struct limiter_call *limiter_history_call(struct limiter_history *h, size_t i);
 /* A new owner at `stamp_ns`: what was kept in memory begins empty there. */
 void limiter_history_lead(struct limiter_history *h, uint64_t stamp_ns);
 enum verdict limiter_history_check(struct limiter_history *h,

@@ -699,7 +699,7 @@ TEST(crashes_at_every_change_of_the_disk)
 	uint64_t nth;
 
 	deaths = 0;
-	for (nth = 1; nth <= 240; nth++) {
+	for (nth = 1; nth <= 160; nth++) {
 		runner_context("crash at change %u", (unsigned)nth);
 		run_crash(nth, nth, nth % 2 ? END_POWER : END_KILL,
 			  nth % 4 < 2);
@@ -708,7 +708,7 @@ TEST(crashes_at_every_change_of_the_disk)
 	}
 	/* In the others it died at its first boot, or lived. */
 	runner_context("%u deaths", deaths);
-	EXPECT_TRUE(deaths > 150);
+	EXPECT_TRUE(deaths > 100);
 }
 
 /* A write or sync fails: the node stops, acknowledges nothing after it, and
@@ -721,7 +721,7 @@ TEST(faults_at_every_change_of_the_disk)
 	uint64_t nth;
 
 	deaths = 0;
-	for (nth = 1; nth <= 150; nth++) {
+	for (nth = 1; nth <= 100; nth++) {
 		fault.kind = kinds[nth % ARRAY_LEN(kinds)];
 		fault.op =
 			fault.kind == WORLD_SHORT ? WORLD_WRITE : WORLD_CHANGE;
@@ -732,7 +732,7 @@ TEST(faults_at_every_change_of_the_disk)
 			FAIL("%s", violation);
 	}
 	runner_context("%u deaths", deaths);
-	EXPECT_TRUE(deaths > 80);
+	EXPECT_TRUE(deaths > 60);
 }
 
 /* Many deaths of one disk, the log recycled on the way. */

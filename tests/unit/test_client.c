@@ -8,6 +8,7 @@
 #include <uv.h>
 
 #include "client/proto/frame.h"
+#include "tests/lib/fault.h"
 #include "tests/lib/runner.h"
 
 /*
@@ -825,4 +826,69 @@ TEST(bad_handles_and_bounds)
 	EXPECT_INT(uv_run(&loop, UV_RUN_DEFAULT), 0);
 	EXPECT_UINT(seen.answers, 1);
 	EXPECT_INT(uv_loop_close(&loop), 0);
+}
+
+/* A life of a handle without a server, the n-th allocation failing. True: one
+ * did. */
+static bool life(uint64_t nth)
+{
+	struct holdfast_options o = HOLDFAST_OPTIONS;
+	struct holdfast_request r = HOLDFAST_CALL("kv/a", "echo");
+	struct seen seen = { .wanted = 1 };
+	uv_loop_t loop;
+	int code;
+
+	EXPECT_INT(uv_loop_init(&loop), 0);
+	o.socket = "/none/of/these";
+	r.deadline_ms = 10;
+	fault_alloc(nth);
+	r.args = holdfast_args_new();
+	if (r.args != NULL)
+		(void)holdfast_args_json(r.args, "x", "[1, {\"y\": 2}]");
+	code = holdfast_open(&loop, &o, &seen.h);
+	if (code == HOLDFAST_OK) {
+		code = holdfast_call(seen.h, &r, on_answer, &seen, NULL);
+		EXPECT_TRUE(code == HOLDFAST_OK || code == HOLDFAST_NO_MEMORY);
+		if (code != HOLDFAST_OK)
+			holdfast_close(seen.h, on_closed, &seen);
+		EXPECT_INT(uv_run(&loop, UV_RUN_DEFAULT), 0);
+		EXPECT_TRUE(seen.closed);
+		EXPECT_UINT(seen.answers, code == HOLDFAST_OK ? 1 : 0);
+	} else {
+		EXPECT_INT(code, HOLDFAST_NO_MEMORY);
+	}
+	holdfast_args_free(r.args);
+	EXPECT_INT(uv_loop_close(&loop), 0);
+	return fault_off();
+}
+
+TEST(nth_allocation_fails)
+{
+	uint64_t nth = 1;
+
+	while (life(nth))
+		nth++;
+	EXPECT_TRUE(nth > 6);
+}
+
+/* The same for a blocking one, which finds nobody. */
+TEST(nth_allocation_of_connect_fails)
+{
+	struct holdfast_options o = HOLDFAST_OPTIONS;
+	struct holdfast *h = NULL;
+	uint64_t nth = 1;
+	bool fired = true;
+	char why[256];
+	int code;
+
+	o.socket = "/none/of/these";
+	for (; fired; nth++) {
+		fault_alloc(nth);
+		code = holdfast_connect(&o, &h, why, sizeof(why));
+		fired = fault_off();
+		EXPECT_INT(code,
+			   fired ? HOLDFAST_NO_MEMORY : HOLDFAST_UNREACHABLE);
+		EXPECT_NULL(h);
+	}
+	EXPECT_TRUE(nth > 4);
 }

@@ -107,8 +107,8 @@ static bool say_row(void *arg, const struct oid *oid,
 	s->n += (size_t)snprintf(s->text + s->n, sizeof(s->text) - s->n,
 				 "%d:%.*s=%.*s@%" PRIu64 " ", (int)row->kind,
 				 (int)row->key.n, (const char *)row->key.p,
-				 (int)row->value.n,
-				 (const char *)row->value.p, row->expires_ns);
+				 (int)row->value.n, (const char *)row->value.p,
+				 row->expires_ns);
 	s->rows++;
 	return s->rows != s->rows_max;
 }
@@ -329,8 +329,9 @@ TEST(large_values)
 	static uint8_t big[VALUE_BYTES_MAX];
 	struct db *db;
 	struct oid oid = oid_of(1);
-	struct unit_row row = { ROW_DATA, { big, ROW_KEY_BYTES_MAX },
-				{ big, sizeof(big) }, 1 };
+	struct unit_row row = {
+		ROW_DATA, { big, ROW_KEY_BYTES_MAX }, { big, sizeof(big) }, 1
+	};
 	struct said s = { .rows_max = 1 };
 	unsigned i;
 
@@ -691,9 +692,9 @@ TEST(kill_at_every_change)
 
 TEST(failed_change_then_power_cut)
 {
-	crash_life(&(struct world_fault){ .kind = WORLD_EIO,
-					  .op = WORLD_CHANGE },
-		   true, 7);
+	crash_life(
+		&(struct world_fault){ .kind = WORLD_EIO, .op = WORLD_CHANGE },
+		true, 7);
 }
 
 TEST(no_space_then_restart)
@@ -745,8 +746,7 @@ TEST(flips_are_found_or_change_nothing)
 		free(bytes);
 		if (size == 0)
 			continue;
-		EXPECT_RC(world_flip(world, 0, name,
-				     world_random(world, size),
+		EXPECT_RC(world_flip(world, 0, name, world_random(world, size),
 				     (unsigned)world_random(world, 8)),
 			  RC_OK);
 		if (open_db(&db, NULL) == RC_CORRUPT) {
@@ -812,7 +812,7 @@ TEST(every_allocation_fails)
 
 	learn_digests();
 	wrap_sqlite(true);
-	for (n = 1, step = 1;; n += step) {
+	for (n = 1;; n += step) {
 		step = n < 60 ? 1 : 17;
 		runner_context("allocation %d", (int)n);
 		new_world(n);

@@ -69,11 +69,10 @@ static enum rc open_conn(struct conn *c, struct detail *why)
 	if (rc != RC_OK)
 		return rc;
 	EXPECT_INT(sqlite3_open_v2(db_vfs_file(c->vfs), &c->db,
-				   SQLITE_OPEN_READWRITE,
-				   db_vfs_name(c->vfs)),
+				   SQLITE_OPEN_READWRITE, db_vfs_name(c->vfs)),
 		   SQLITE_OK);
-	EXPECT_INT(sqlite3_db_config(c->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE,
-				     1, (int *)NULL),
+	EXPECT_INT(sqlite3_db_config(c->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1,
+				     (int *)NULL),
 		   SQLITE_OK);
 	if (run(c, pragmas) != SQLITE_OK)
 		return db_vfs_fault(c->vfs, why);
@@ -98,9 +97,8 @@ static void must_open(struct conn *c)
 
 static int checkpoint(struct conn *c)
 {
-	return sqlite3_wal_checkpoint_v2(c->db, NULL,
-					 SQLITE_CHECKPOINT_TRUNCATE, NULL,
-					 NULL);
+	return sqlite3_wal_checkpoint_v2(
+		c->db, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
 }
 
 /* The first column of the first row; -1 when that fails. */
@@ -488,7 +486,7 @@ TEST(the_header_is_checked_not_believed)
 		const uint8_t *p;
 		size_t n;
 	} lies[] = {
-		{ 16, page_1024, 2 }, { 18, rollback_journal, 2 },
+		{ 16, page_1024, 2 },  { 18, rollback_journal, 2 },
 		{ 20, no_reserve, 1 }, { 68, other_id, 4 },
 		{ 28, more_pages, 4 },
 	};
@@ -1047,9 +1045,9 @@ static int ram_page(struct db_vfs *v, uint32_t number)
 }
 
 /*
- * Flips bit `bit` of file `file` and recovers. In the main file, the page has to
- * be found bad; in the WAL and the mark, recovery has to refuse or to end with
- * a state that was committed, not older than the main file's.
+ * Flips bit `bit` of file `file` and recovers. In the main file, the page has
+ * to be found bad; in the WAL and the mark, recovery has to refuse or to end
+ * with a state that was committed, not older than the main file's.
  */
 static void flip_one(unsigned file, size_t bit)
 {
@@ -1167,9 +1165,10 @@ TEST(flips_in_the_wal)
 }
 
 /*
- * The same with a checkpoint that ended after each of its changes. The main file
- * may be torn then; whatever is flipped anywhere, recovery ends with all frames,
- * or with what the main file had when nothing was copied yet, or refuses.
+ * The same with a checkpoint that ended after each of its changes. The main
+ * file may be torn then; whatever is flipped anywhere, recovery ends with all
+ * frames, or with what the main file had when nothing was copied yet, or
+ * refuses.
  */
 TEST(flips_in_the_middle_of_a_checkpoint)
 {

@@ -40,10 +40,10 @@ static void write_sample(void)
 	fresh();
 	entry_begin(&w, 1234567890123u, 99, 7, 3);
 	unit_begin(&w, &a, 0, text("head"), 3);
-	unit_row(&w, &(struct unit_row){ ROW_DATA, text("key"), text("value"),
-					 0 });
-	unit_row(&w, &(struct unit_row){ ROW_IDEM, text(""), text(""),
-					 INT64_MAX });
+	unit_row(&w,
+		 &(struct unit_row){ ROW_DATA, text("key"), text("value"), 0 });
+	unit_row(&w,
+		 &(struct unit_row){ ROW_IDEM, text(""), text(""), INT64_MAX });
 	unit_row(&w, &(struct unit_row){ ROW_CONFIG, text("gone"), none, 0 });
 	unit_begin(&w, &b, UNIT_WIPE, text(""), 0);
 	unit_begin(&w, &c, UNIT_WIPE | UNIT_GONE, none, 0);
@@ -295,8 +295,8 @@ TEST(fields_out_of_bounds)
 
 TEST(gone_is_nothing_but_gone)
 {
-	struct odd o = { OID_BYTES, UNIT_GONE | UNIT_WIPE, false, 0, 1, 1,
-			 true, 0 };
+	struct odd o = { OID_BYTES, UNIT_GONE | UNIT_WIPE, false, 0, 1, 1, true,
+			 0 };
 
 	EXPECT_RC(read_odd(&o), RC_EOF);
 	o.flags = UNIT_GONE;

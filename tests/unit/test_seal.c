@@ -22,8 +22,7 @@ TEST(round_trip)
 	for (n = 0; n <= sizeof(plain); n++) {
 		memset(sealed, 0xaa, sizeof(sealed));
 		seal_close(&at, bytes(plain, n), sealed);
-		EXPECT_RC(seal_open(&at,
-				    bytes(sealed, n + SEAL_OVERHEAD_BYTES),
+		EXPECT_RC(seal_open(&at, bytes(sealed, n + SEAL_OVERHEAD_BYTES),
 				    &out),
 			  RC_OK);
 		EXPECT_UINT(out.n, n);
@@ -81,6 +80,5 @@ TEST(an_address_has_an_id)
 	static const struct seal_address none;
 	uint8_t sealed[SEAL_OVERHEAD_BYTES];
 
-	EXPECT_ABORT_SAYS(seal_close(&none, bytes(NULL, 0), sealed),
-			  "at->oid");
+	EXPECT_ABORT_SAYS(seal_close(&none, bytes(NULL, 0), sealed), "at->oid");
 }

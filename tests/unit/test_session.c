@@ -502,6 +502,57 @@ TEST(deadline_before_it_is_sent_is_refused)
 	bed_end(&b);
 }
 
+TEST(a_late_connection_sends_nothing_late)
+{
+	struct bed b = bed();
+	struct session_request r = request("put");
+
+	r.deadline_ms = 100;
+	start(&b, &r);
+	b.now += 100 * (uint64_t)MS;
+	session_opened(b.s, 0, b.now);
+	EXPECT_UINT(session_output(b.s, 0).n, 0);
+	EXPECT_UINT(b.told.n, 0);
+	session_tick(b.s, b.now);
+	EXPECT_UINT(b.told.n, 1);
+	EXPECT_RC(b.told.rc, RC_DEADLINE);
+	EXPECT_INT(b.told.outcome, OUTCOME_REFUSED);
+	bed_end(&b);
+}
+
+/* What a node would close the connection for is not sent. */
+TEST(too_deep_or_too_many_is_refused)
+{
+	struct bed b = bed();
+	struct session_request r = request("put");
+	struct detail why = { 0 };
+	struct pack_w w;
+	uint32_t i;
+
+	pack_w_init(&w, 4 << 20);
+	pack_map(&w, 1);
+	pack_cstr(&w, "x");
+	for (i = 0; i < PACK_DEPTH_MAX - 2; i++)
+		pack_array(&w, 1);
+	pack_nil(&w);
+	r.args.p = w.p;
+	r.args.n = w.n;
+	EXPECT_RC(session_start(b.s, &r, b.now, on_answer, &b, NULL, &why),
+		  RC_INVALID);
+	pack_w_reset(&w);
+	pack_map(&w, 1);
+	pack_cstr(&w, "x");
+	pack_array(&w, PACK_ELEMENTS_MAX - 64);
+	for (i = 0; i < PACK_ELEMENTS_MAX - 64; i++)
+		pack_nil(&w);
+	r.args.p = w.p;
+	r.args.n = w.n;
+	EXPECT_RC(session_start(b.s, &r, b.now, on_answer, &b, NULL, &why),
+		  RC_INVALID);
+	pack_w_release(&w);
+	bed_end(&b);
+}
+
 TEST(no_answer_in_time_is_unknown)
 {
 	struct bed b = bed();

@@ -660,8 +660,8 @@ TEST(one_entry_per_sync)
 	EXPECT_STR(fake.trace, "submitted 3; ");
 	batch_end();
 	hand_turn(&hand);
-	EXPECT_STR(fake.trace, "submitted 3; committed 3; apply 3; "
-			       "submitted 4; submitted 5; ");
+	EXPECT_STR(fake.trace, "submitted 3; committed 3; submitted 4; "
+			       "submitted 5; apply 3; ");
 	sync_all();
 	EXPECT_HAS(fake.trace, "committed 5; apply 4; apply 5; ");
 	/* Asked until there was nothing left, and no more. */
@@ -820,6 +820,8 @@ TEST(checkpoints_trim)
 	EXPECT_FALSE(stats.halted);
 	shard_checkpointed(shard, 60);
 	EXPECT_UINT(disk.floor, 60);
+	shard_stats(shard, &stats);
+	EXPECT_UINT(stats.trimmed, 60);
 	shard_checkpointed(shard, 60);
 	shard_checkpointed(shard, 50);
 	EXPECT_UINT(disk.floor, 60);

@@ -1,0 +1,1491 @@
+/*
+ * The search for an order.
+ *
+ * A state of the object as the model has it, and for each connection how many
+ * of its calls have been put in order: that is a node of the search. From it
+ * every next call may be taken that begins before the earliest end of those
+ * that are still missing; it must answer in this state as it has answered. Most
+ * of the time only one can, because a write's answer names its revision: then
+ * nothing is copied. Where several can, all are tried, and nodes that were
+ * tried before are known by a hash.
+ *
+ * Two things keep it small where a crash leaves many calls unknown: what was
+ * seen later of a revision says whose it was; and a call that answers without
+ * changing anything is taken at once, unless an unknown one could no longer be
+ * put before it.
+ *
+ * A key that expires does so between `exp_lo` and `exp_hi`, because the moment
+ * of the write is known only between its beginning and its end. Every answer
+ * that shows the key there or gone narrows that; gone once is gone for good.
+ */
+#include "tests/sim/check.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "node/base/check.h"
+#include "node/base/limits.h"
+#include "tests/sim/memdisk.h"
+
+#define NODES_MAX      400000u
+#define SEEN_SLOTS_MIN 1024u
+#define NEVER          UINT64_MAX
+#define TOMBSTONE_NS   ((uint64_t)IDEM_WINDOW_DEFAULT_MS * 1000000u)
+
+/* ------------------------------------------------------------- histories */
+
+struct kv_history {
+	char name[64];
+	unsigned keys;
+	struct kv_call **calls;
+	size_t n;
+	size_t cap;
+};
+
+struct kv_history *kv_history_new(const char *name, unsigned keys)
+{
+	struct kv_history *h = sim_alloc(sizeof(*h));
+
+	(void)snprintf(h->name, sizeof(h->name), "%s", name);
+	h->keys = keys;
+	return h;
+}
+
+void kv_history_free(struct kv_history *h)
+{
+	size_t i;
+
+	for (i = 0; i < h->n; i++) {
+		free(h->calls[i]->ops);
+		free(h->calls[i]->items);
+		free(h->calls[i]);
+	}
+	free(h->calls);
+	free(h);
+}
+
+struct kv_call *kv_history_add(struct kv_history *h, uint32_t ops)
+{
+	struct kv_call *c = sim_alloc(sizeof(*c));
+
+	if (h->n == h->cap) {
+		h->cap = h->cap > 0 ? 2 * h->cap : 64;
+		h->calls = sim_realloc(h->calls, h->cap * sizeof(*h->calls));
+	}
+	h->calls[h->n++] = c;
+	c->ended = NEVER;
+	c->stamp_hi = NEVER;
+	c->slot = -1;
+	c->ops_n = ops;
+	c->ops = sim_alloc((ops > 0 ? ops : 1) * sizeof(*c->ops));
+	return c;
+}
+
+void kv_call_items(struct kv_call *c, uint32_t items)
+{
+	c->items_n = items;
+	c->items = sim_alloc((items > 0 ? items : 1) * sizeof(*c->items));
+}
+
+size_t kv_history_calls(const struct kv_history *h)
+{
+	return h->n;
+}
+
+/* ------------------------------------------------------------- the model */
+
+struct kv_key {
+	struct kv_value value; /* KV_NONE: there is none. */
+	uint64_t rev;
+	uint64_t exp_lo; /* 0: it does not expire. */
+	uint64_t exp_hi;
+};
+
+struct kv_record {
+	const struct kv_call *call; /* NULL: nothing is recorded. */
+	const struct kv_op *answers;
+	uint64_t until_lo; /* It is kept at least so long. */
+};
+
+struct kv_state {
+	uint64_t rev;
+	uint64_t now; /* Beginning of the last call that was put in order. */
+	bool gone;    /* Destroyed, and nothing was written since. */
+	uint64_t gone_until_lo;
+	struct kv_key keys[]; /* Then the records. */
+};
+
+/* How what is not certain shall be. */
+enum kv_mode {
+	MODE_PLAIN = 0,
+	MODE_EXPIRED = 1 << 0, /* A key that may have expired has. */
+	MODE_FORGOT = 1 << 1,  /* A record that may have expired has. */
+	MODE_RESET = 1 << 2,   /* The tombstone's window is over. */
+	MODES = 1 << 3,
+};
+
+struct lane {
+	struct kv_call **calls;
+	/* The earliest end, from here on, of those that must be in the
+	 * order, and of the unknown ones. */
+	uint64_t *must_end;
+	uint64_t *may_end;
+	uint32_t n;
+};
+
+struct chunk {
+	struct chunk *next;
+	uint8_t bytes[];
+};
+
+/* Who wrote a revision, as somebody saw it. */
+struct seen_rev {
+	bool known;
+	uint16_t key;
+	struct kv_value value;
+};
+
+struct search {
+	struct kv_history *h;
+	struct lane *lanes;
+	uint32_t lanes_n;
+	uint32_t slots;
+	size_t state_bytes;
+	size_t pos_bytes;
+	struct kv_op *answers; /* Of the call that is being tried. */
+	uint32_t answers_max;
+	struct kv_state *scratch;
+	struct chunk *kept; /* Recorded answers. */
+	struct seen_rev *revs;
+	uint64_t revs_n; /* 0: revisions may have begun anew. */
+	uint64_t *seen;
+	size_t seen_n;
+	size_t seen_cap;
+	uint64_t nodes;
+	bool gave_up;
+	/* Where it came furthest. */
+	uint64_t best;
+	struct kv_state *best_state;
+	uint32_t *best_pos;
+};
+
+static struct kv_record *records_of(const struct search *s, struct kv_state *st)
+{
+	return (struct kv_record *)(void *)&st->keys[s->h->keys];
+}
+
+static bool value_same(struct kv_value a, struct kv_value b)
+{
+	return a.kind == b.kind && (a.kind == KV_NONE || a.v == b.v);
+}
+
+static bool may_be_there(const struct kv_key *k, const struct kv_call *c)
+{
+	return k->exp_lo == 0 || c->stamp_lo < k->exp_hi;
+}
+
+static bool may_be_gone(const struct kv_key *k, const struct kv_call *c)
+{
+	return k->exp_lo != 0 && c->stamp_hi >= k->exp_lo;
+}
+
+static void key_clear(struct kv_key *k)
+{
+	*k = (struct kv_key){ .value = { KV_NONE, 0 } };
+}
+
+/* The call has found the key there, or gone. */
+static void key_settle(struct kv_key *k, const struct kv_call *c, bool gone)
+{
+	if (gone)
+		key_clear(k);
+	else if (k->exp_lo != 0 && k->exp_lo <= c->stamp_lo)
+		k->exp_lo = c->stamp_lo + 1;
+}
+
+/* Look at a key as `mode` says. */
+static struct kv_key *key_look(struct kv_state *st, uint16_t key,
+			       const struct kv_call *c, unsigned mode)
+{
+	struct kv_key *k = &st->keys[key];
+
+	if (k->value.kind == KV_NONE || k->exp_lo == 0)
+		return k;
+	if (!may_be_there(k, c))
+		key_settle(k, c, true);
+	else if (may_be_gone(k, c))
+		key_settle(k, c, (mode & MODE_EXPIRED) != 0);
+	else
+		key_settle(k, c, false);
+	return k;
+}
+
+static void key_write(struct kv_state *st, struct kv_key *k,
+		      struct kv_value value)
+{
+	k->value = value;
+	k->rev = ++st->rev;
+	st->gone = false;
+}
+
+/* What it found, to be compared with what was said. */
+struct found {
+	enum kv_why why;
+	uint32_t op;
+	uint64_t rev;
+};
+
+static bool if_rev_holds(const struct kv_op *op, const struct kv_key *k,
+			 struct found *f)
+{
+	uint64_t rev = k->value.kind == KV_NONE ? 0 : k->rev;
+
+	if (!op->has_if_rev || op->if_rev == rev)
+		return true;
+	f->why = KV_WHY_IF_REV;
+	f->rev = rev;
+	return false;
+}
+
+static void op_put(struct kv_state *st, const struct kv_call *c,
+		   const struct kv_op *op, unsigned mode, struct kv_op *out,
+		   struct found *f)
+{
+	struct kv_key *k = &st->keys[op->key];
+
+	if (op->has_if_rev) {
+		k = key_look(st, op->key, c, mode);
+		if (!if_rev_holds(op, k, f))
+			return;
+	}
+	key_write(st, k, op->value);
+	k->exp_lo = 0;
+	k->exp_hi = 0;
+	if (op->ttl_ns != 0) {
+		k->exp_lo = c->stamp_lo + op->ttl_ns;
+		k->exp_hi =
+			c->stamp_hi == NEVER ? NEVER : c->stamp_hi + op->ttl_ns;
+	}
+	out->rev = k->rev;
+}
+
+static void op_delete(struct kv_state *st, const struct kv_call *c,
+		      const struct kv_op *op, unsigned mode, struct kv_op *out,
+		      struct found *f)
+{
+	struct kv_key *k = key_look(st, op->key, c, mode);
+
+	if (!if_rev_holds(op, k, f))
+		return;
+	out->existed = k->value.kind != KV_NONE;
+	if (out->existed) {
+		key_clear(k);
+		st->rev++;
+		st->gone = false;
+	}
+	out->rev = st->rev;
+}
+
+static void op_incr(struct kv_state *st, const struct kv_call *c,
+		    const struct kv_op *op, unsigned mode, struct kv_op *out,
+		    struct found *f)
+{
+	struct kv_key *k = key_look(st, op->key, c, mode);
+	int64_t sum = k->value.kind == KV_INT ? (int64_t)k->value.v : 0;
+
+	if (k->value.kind == KV_BYTES) {
+		f->why = KV_WHY_TYPE;
+		return;
+	}
+	if (__builtin_add_overflow(sum, op->by, &sum)) {
+		f->why = KV_WHY_OVERFLOW;
+		return;
+	}
+	key_write(st, k, (struct kv_value){ KV_INT, (uint64_t)sum });
+	out->rev = k->rev;
+	out->sum = sum;
+}
+
+static void op_cas(struct kv_state *st, const struct kv_call *c,
+		   const struct kv_op *op, unsigned mode, struct kv_op *out,
+		   struct found *f)
+{
+	struct kv_key *k = key_look(st, op->key, c, mode);
+
+	if (!value_same(op->expect, k->value)) {
+		f->why = k->value.kind == KV_NONE ? KV_WHY_EXPECT_ABSENT
+						  : KV_WHY_EXPECT_OTHER;
+		return;
+	}
+	key_write(st, k, op->value);
+	k->exp_lo = 0;
+	k->exp_hi = 0;
+	out->rev = k->rev;
+}
+
+static void op_get(struct kv_state *st, const struct kv_call *c,
+		   const struct kv_op *op, unsigned mode, struct kv_op *out,
+		   struct found *f)
+{
+	struct kv_key *k = key_look(st, op->key, c, mode);
+
+	if (k->value.kind == KV_NONE) {
+		f->why = KV_WHY_ABSENT;
+		return;
+	}
+	out->value = k->value;
+	out->rev = k->rev;
+}
+
+static void op_one(struct kv_state *st, const struct kv_call *c,
+		   const struct kv_op *op, unsigned mode, struct kv_op *out,
+		   struct found *f)
+{
+	*out = (struct kv_op){ .kind = op->kind };
+	switch (op->kind) {
+	case KV_GET:
+		op_get(st, c, op, mode, out, f);
+		return;
+	case KV_PUT:
+		op_put(st, c, op, mode, out, f);
+		return;
+	case KV_DELETE:
+		op_delete(st, c, op, mode, out, f);
+		return;
+	case KV_INCR:
+		op_incr(st, c, op, mode, out, f);
+		return;
+	case KV_CAS:
+		op_cas(st, c, op, mode, out, f);
+		return;
+	case KV_LIST:
+	case KV_BATCH:
+	case KV_DESTROY:
+		break;
+	}
+	UNREACHABLE();
+}
+
+static void op_destroy(const struct search *s, struct kv_state *st,
+		       const struct kv_call *c, struct kv_op *out)
+{
+	unsigned i;
+
+	for (i = 0; i < s->h->keys; i++)
+		key_clear(&st->keys[i]);
+	st->rev++;
+	st->gone = true;
+	st->gone_until_lo = c->stamp_lo + TOMBSTONE_NS;
+	*out = (struct kv_op){ .kind = KV_DESTROY, .rev = st->rev };
+}
+
+static bool item_agrees(const struct kv_key *k, const struct kv_item *it)
+{
+	return value_same(k->value, it->value) && k->rev == it->rev;
+}
+
+/* A list's answer says itself what had expired. */
+static bool list_agrees(struct kv_state *st, const struct kv_call *c)
+{
+	bool beyond = false;
+	uint32_t at = 0;
+	uint32_t i;
+
+	for (i = 0; i < (uint32_t)(c->to - c->from); i++) {
+		uint16_t key =
+			(uint16_t)(c->reverse ? c->to - 1u - i : c->from + i);
+		struct kv_key *k = &st->keys[key];
+		bool shown = at < c->items_n && c->items[at].key == key;
+
+		if (k->value.kind == KV_NONE && shown)
+			return false;
+		if (k->value.kind == KV_NONE)
+			continue;
+		if (at == c->items_n && c->more) {
+			beyond = beyond || may_be_there(k, c);
+			continue;
+		}
+		if (shown ? !may_be_there(k, c) ||
+				    !item_agrees(k, &c->items[at])
+			  : !may_be_gone(k, c))
+			return false;
+		key_settle(k, c, !shown);
+		at += shown;
+	}
+	return at == c->items_n && at <= c->limit &&
+	       (!c->more || (beyond && (at == c->limit || c->bytes_page)));
+}
+
+static bool answers_agree(const struct kv_op *a, const struct kv_op *b)
+{
+	if (a->kind != b->kind || a->rev != b->rev)
+		return false;
+	switch (a->kind) {
+	case KV_GET:
+		return value_same(a->value, b->value);
+	case KV_DELETE:
+		return a->existed == b->existed;
+	case KV_INCR:
+		return a->sum == b->sum;
+	case KV_PUT:
+	case KV_CAS:
+	case KV_DESTROY:
+	case KV_LIST:
+	case KV_BATCH:
+		return true;
+	}
+	UNREACHABLE();
+}
+
+static bool found_agrees(const struct kv_call *c, const struct found *f)
+{
+	return c->end == CALL_FAILED && c->why == f->why &&
+	       (c->kind != KV_BATCH || f->why == KV_WHY_IDEM ||
+		f->why == KV_WHY_LARGE || c->why_op == f->op) &&
+	       (f->why != KV_WHY_IF_REV || c->why_rev == f->rev);
+}
+
+static bool all_agree(const struct kv_call *c, const struct kv_op *answers)
+{
+	uint32_t i;
+
+	/* A get's answer stands where a put has its question. */
+	for (i = 0; i < c->ops_n; i++)
+		if (!answers_agree(&c->ops[i], &answers[i]))
+			return false;
+	return true;
+}
+
+static const struct kv_op *keep_answers(struct search *s, uint32_t n)
+{
+	size_t bytes = n * sizeof(struct kv_op);
+	struct chunk *k = sim_alloc(sizeof(*k) + bytes);
+
+	k->next = s->kept;
+	s->kept = k;
+	memcpy(k->bytes, s->answers, bytes);
+	return (const struct kv_op *)(const void *)k->bytes;
+}
+
+/* The outcome of putting `c` next. */
+enum step {
+	STEP_NO,    /* It does not answer so, or (unknown) does nothing. */
+	STEP_QUIET, /* It does, and changes nothing but what is known. */
+	STEP_WROTE,
+};
+
+static enum step try_record(struct search *s, struct kv_state *st,
+			    const struct kv_call *c)
+{
+	const struct kv_record *r = &records_of(s, st)[c->slot];
+	const struct found idem = { .why = KV_WHY_IDEM };
+
+	if (c->end == CALL_UNKNOWN)
+		return STEP_NO;
+	if (r->call->args != c->args)
+		return found_agrees(c, &idem) ? STEP_QUIET : STEP_NO;
+	if (c->end != CALL_DONE)
+		return STEP_NO;
+	return all_agree(c, r->answers) ? STEP_QUIET : STEP_NO;
+}
+
+static void run_ops(struct search *s, struct kv_state *st,
+		    const struct kv_call *c, unsigned mode, struct found *f)
+{
+	uint32_t i;
+
+	if (c->kind == KV_DESTROY) {
+		op_destroy(s, st, c, &s->answers[0]);
+		return;
+	}
+	for (i = 0; i < c->ops_n && f->why == KV_WHY_NONE; i++) {
+		op_one(st, c, &c->ops[i], mode, &s->answers[i], f);
+		f->op = i;
+	}
+	if (f->why == KV_WHY_NONE && c->idem != 0 && c->answer_large)
+		f->why = KV_WHY_LARGE;
+}
+
+/* Who took the revisions from..to was seen; it must be this call. */
+static bool revs_agree(const struct search *s, const struct kv_call *c,
+		       uint64_t from)
+{
+	uint32_t i;
+
+	for (i = 0; s->revs_n > 0 && i < c->ops_n; i++) {
+		const struct kv_op *a = &s->answers[i];
+		const struct seen_rev *r;
+		struct kv_value value = c->ops[i].value;
+
+		if (a->rev <= from || a->rev >= s->revs_n)
+			continue;
+		r = &s->revs[a->rev];
+		if (!r->known)
+			continue;
+		if (a->kind == KV_DESTROY)
+			return false;
+		if (a->kind == KV_INCR)
+			value = (struct kv_value){ KV_INT, (uint64_t)a->sum };
+		if (a->kind == KV_DELETE || r->key != c->ops[i].key ||
+		    !value_same(r->value, value))
+			return false;
+	}
+	return true;
+}
+
+/* Changes `st`, also when it says STEP_NO. */
+static enum step try_call(struct search *s, struct kv_state *st,
+			  const struct kv_call *c, unsigned mode)
+{
+	uint64_t rev = st->rev;
+	struct found f = { .why = KV_WHY_NONE };
+	struct kv_record *r = NULL;
+
+	if ((mode & MODE_RESET) != 0) {
+		if (!st->gone || c->stamp_hi < st->gone_until_lo)
+			return STEP_NO;
+		st->rev = 0;
+		st->gone = false;
+		memset(records_of(s, st), 0, s->slots * sizeof(*r));
+		rev = 0;
+	}
+	if (c->slot >= 0)
+		r = &records_of(s, st)[c->slot];
+	if (r != NULL && r->call != NULL) {
+		bool may = c->stamp_hi >= r->until_lo;
+
+		if ((mode & MODE_FORGOT) == 0 || !may)
+			return (mode & MODE_FORGOT) != 0 ? STEP_NO
+							 : try_record(s, st, c);
+		r->call = NULL;
+	} else if ((mode & MODE_FORGOT) != 0) {
+		return STEP_NO;
+	}
+	if (c->kind == KV_LIST)
+		return c->end == CALL_DONE && list_agrees(st, c) ? STEP_QUIET
+								 : STEP_NO;
+	run_ops(s, st, c, mode, &f);
+	if (f.why != KV_WHY_NONE)
+		return found_agrees(c, &f) ? STEP_QUIET : STEP_NO;
+	if (c->end == CALL_FAILED)
+		return STEP_NO;
+	if (c->end == CALL_DONE && !all_agree(c, s->answers))
+		return STEP_NO;
+	if (!revs_agree(s, c, rev))
+		return STEP_NO;
+	if (r != NULL) {
+		r->call = c;
+		r->answers = keep_answers(s, c->ops_n);
+		r->until_lo = c->stamp_lo + c->window_ns;
+		return STEP_WROTE;
+	}
+	return st->rev != rev ? STEP_WROTE : STEP_QUIET;
+}
+
+/* ------------------------------------------------------------ the search */
+
+static uint64_t mix64(uint64_t h, uint64_t x)
+{
+	h = (h ^ x) * UINT64_C(0x9e3779b97f4a7c15);
+	return h ^ (h >> 29);
+}
+
+static uint64_t state_hash(const struct search *s, struct kv_state *st,
+			   const uint32_t *pos)
+{
+	uint64_t h = mix64(mix64(1, st->rev), st->gone);
+	uint32_t i;
+
+	for (i = 0; i < s->h->keys; i++) {
+		const struct kv_key *k = &st->keys[i];
+
+		h = mix64(h, (uint64_t)k->value.kind << 62 ^ k->value.v);
+		h = mix64(mix64(mix64(h, k->rev), k->exp_lo), k->exp_hi);
+	}
+	for (i = 0; i < s->slots; i++)
+		h = mix64(h, (uint64_t)(uintptr_t)records_of(s, st)[i].call);
+	for (i = 0; i < s->lanes_n; i++)
+		h = mix64(h, pos[i]);
+	return h != 0 ? h : 1;
+}
+
+static void seen_put(uint64_t *slots, size_t cap, uint64_t h)
+{
+	size_t i = h & (cap - 1);
+
+	while (slots[i] != 0)
+		i = (i + 1) & (cap - 1);
+	slots[i] = h;
+}
+
+/* True when it was there. */
+static bool seen_before(struct search *s, uint64_t h)
+{
+	uint64_t *wider;
+	size_t i;
+
+	if (s->seen_n * 2 >= s->seen_cap) {
+		size_t cap = s->seen_cap > 0 ? 2 * s->seen_cap : SEEN_SLOTS_MIN;
+
+		wider = sim_alloc(cap * sizeof(*wider));
+		for (i = 0; i < s->seen_cap; i++)
+			if (s->seen[i] != 0)
+				seen_put(wider, cap, s->seen[i]);
+		free(s->seen);
+		s->seen = wider;
+		s->seen_cap = cap;
+	}
+	for (i = h & (s->seen_cap - 1); s->seen[i] != 0;
+	     i = (i + 1) & (s->seen_cap - 1))
+		if (s->seen[i] == h)
+			return true;
+	s->seen[i] = h;
+	s->seen_n++;
+	return false;
+}
+
+static bool is_optional(const struct kv_call *c)
+{
+	return c->end == CALL_UNKNOWN && !c->observed;
+}
+
+static struct kv_call *head(const struct search *s, const uint32_t *pos,
+			    uint32_t lane)
+{
+	return pos[lane] < s->lanes[lane].n ? s->lanes[lane].calls[pos[lane]]
+					    : NULL;
+}
+
+/* No call that begins later than this may be next. */
+static uint64_t latest(const struct search *s, const uint32_t *pos)
+{
+	uint64_t ends = NEVER;
+	uint32_t i;
+
+	for (i = 0; i < s->lanes_n; i++)
+		if (pos[i] < s->lanes[i].n &&
+		    s->lanes[i].must_end[pos[i]] < ends)
+			ends = s->lanes[i].must_end[pos[i]];
+	return ends;
+}
+
+/* An unknown call that was over before what is in the order already began is in
+ * it or nowhere. */
+static bool drop_late(const struct search *s, const struct kv_state *st,
+		      uint32_t *pos)
+{
+	struct kv_call *c;
+	bool all = true;
+	uint32_t i;
+
+	for (i = 0; i < s->lanes_n; i++) {
+		while ((c = head(s, pos, i)) != NULL && is_optional(c) &&
+		       c->ended < st->now)
+			pos[i]++;
+		all = all && c == NULL;
+	}
+	return all;
+}
+
+/* Would taking a call that began then be the end of an unknown one? */
+static bool would_drop(const struct search *s, const uint32_t *pos,
+		       uint64_t begun)
+{
+	uint32_t i;
+
+	for (i = 0; i < s->lanes_n; i++)
+		if (pos[i] < s->lanes[i].n &&
+		    s->lanes[i].may_end[pos[i]] < begun)
+			return true;
+	return false;
+}
+
+static void come_to(struct search *s, const struct kv_state *st,
+		    const uint32_t *pos)
+{
+	uint64_t sum = 0;
+	uint32_t i;
+
+	for (i = 0; i < s->lanes_n; i++)
+		sum += pos[i];
+	if (sum <= s->best && s->best != 0)
+		return;
+	s->best = sum;
+	memcpy(s->best_state, st, s->state_bytes);
+	memcpy(s->best_pos, pos, s->pos_bytes);
+}
+
+static void take(struct kv_state *st, const struct kv_call *c)
+{
+	if (c->begun > st->now)
+		st->now = c->begun;
+}
+
+/* Which of the modes make a difference for this call. */
+static unsigned modes_of(const struct search *s, struct kv_state *st,
+			 const struct kv_call *c)
+{
+	const struct kv_record *r;
+	unsigned modes = 0;
+	uint32_t i;
+
+	if (st->gone && c->stamp_hi >= st->gone_until_lo)
+		modes |= MODE_RESET;
+	if (c->slot >= 0) {
+		r = &records_of(s, st)[c->slot];
+		if (r->call != NULL && c->stamp_hi >= r->until_lo)
+			modes |= MODE_FORGOT;
+	}
+	if (c->kind == KV_LIST || c->kind == KV_DESTROY)
+		return modes;
+	for (i = 0; i < c->ops_n; i++) {
+		const struct kv_key *k = &st->keys[c->ops[i].key];
+
+		if (k->value.kind != KV_NONE && may_be_gone(k, c) &&
+		    may_be_there(k, c))
+			modes |= MODE_EXPIRED;
+	}
+	return modes;
+}
+
+/* A list settles by its answer which keys had expired: that is a choice too. */
+static bool list_is_open(struct kv_state *st, const struct kv_call *c)
+{
+	uint32_t i;
+
+	for (i = c->from; c->kind == KV_LIST && i < c->to; i++)
+		if (st->keys[i].value.kind != KV_NONE &&
+		    may_be_gone(&st->keys[i], c))
+			return true;
+	return false;
+}
+
+/* Take what may be taken without a choice. */
+static bool take_quiet(struct search *s, struct kv_state *st, uint32_t *pos,
+		       uint64_t bound)
+{
+	bool moved = false;
+	struct kv_call *c;
+	uint32_t i;
+
+	for (i = 0; i < s->lanes_n; i++) {
+		c = head(s, pos, i);
+		if (c == NULL || c->end == CALL_UNKNOWN || c->begun > bound ||
+		    would_drop(s, pos, c->begun) || modes_of(s, st, c) != 0 ||
+		    list_is_open(st, c))
+			continue;
+		memcpy(s->scratch, st, s->state_bytes);
+		if (try_call(s, s->scratch, c, MODE_PLAIN) != STEP_QUIET)
+			continue;
+		memcpy(st, s->scratch, s->state_bytes);
+		take(st, c);
+		pos[i]++;
+		moved = true;
+	}
+	return moved;
+}
+
+struct choice {
+	uint32_t lane;
+	unsigned mode;
+	bool skip;
+};
+
+#define CHOICES_MAX 96u
+
+static unsigned find_choices(struct search *s, struct kv_state *st,
+			     const uint32_t *pos, uint64_t bound, bool unknown,
+			     struct choice *out, unsigned n)
+{
+	struct kv_call *c;
+	unsigned modes;
+	unsigned mode;
+	uint32_t i;
+
+	for (i = 0; i < s->lanes_n; i++) {
+		c = head(s, pos, i);
+		if (c == NULL || (c->end == CALL_UNKNOWN) != unknown ||
+		    c->begun > bound || c->ended < st->now)
+			continue;
+		modes = modes_of(s, st, c);
+		for (mode = 0; mode < MODES && n < CHOICES_MAX; mode++) {
+			if ((mode & ~modes) != 0)
+				continue;
+			memcpy(s->scratch, st, s->state_bytes);
+			if (try_call(s, s->scratch, c, mode) == STEP_NO)
+				continue;
+			out[n++] = (struct choice){ .lane = i, .mode = mode };
+		}
+	}
+	return n;
+}
+
+static unsigned find_skips(const struct search *s, const uint32_t *pos,
+			   struct choice *out, unsigned n)
+{
+	struct kv_call *c;
+	uint32_t i;
+
+	for (i = 0; i < s->lanes_n && n < CHOICES_MAX; i++) {
+		c = head(s, pos, i);
+		if (c != NULL && is_optional(c))
+			out[n++] = (struct choice){ .lane = i, .skip = true };
+	}
+	return n;
+}
+
+static void choose(struct search *s, struct kv_state *st, uint32_t *pos,
+		   const struct choice *ch)
+{
+	struct kv_call *c = head(s, pos, ch->lane);
+
+	if (!ch->skip) {
+		(void)try_call(s, st, c, ch->mode);
+		take(st, c);
+	}
+	pos[ch->lane]++;
+}
+
+static bool search_from(struct search *s, struct kv_state *st, uint32_t *pos);
+
+static bool search_all(struct search *s, const struct kv_state *st,
+		       const uint32_t *pos, const struct choice *choices,
+		       unsigned n)
+{
+	struct kv_state *next = sim_alloc(s->state_bytes);
+	uint32_t *at = sim_alloc(s->pos_bytes);
+	bool good = false;
+	unsigned i;
+
+	for (i = 0; i < n && !good && !s->gave_up; i++) {
+		memcpy(next, st, s->state_bytes);
+		memcpy(at, pos, s->pos_bytes);
+		choose(s, next, at, &choices[i]);
+		good = search_from(s, next, at);
+	}
+	free(next);
+	free(at);
+	return good;
+}
+
+static bool search_from(struct search *s, struct kv_state *st, uint32_t *pos)
+{
+	struct choice choices[CHOICES_MAX];
+	uint64_t bound;
+	unsigned n;
+
+	for (;;) {
+		if (drop_late(s, st, pos))
+			return true;
+		come_to(s, st, pos);
+		if (++s->nodes > NODES_MAX) {
+			s->gave_up = true;
+			return false;
+		}
+		bound = latest(s, pos);
+		if (take_quiet(s, st, pos, bound))
+			continue;
+		n = find_choices(s, st, pos, bound, false, choices, 0);
+		n = find_choices(s, st, pos, bound, true, choices, n);
+		n = find_skips(s, pos, choices, n);
+		if (n == 0)
+			return false;
+		if (n == 1) {
+			choose(s, st, pos, &choices[0]);
+			continue;
+		}
+		if (seen_before(s, state_hash(s, st, pos)))
+			return false;
+		return search_all(s, st, pos, choices, n);
+	}
+}
+
+/* -------------------------------------------------------- setting it up */
+
+static int call_order(const void *a, const void *b)
+{
+	const struct kv_call *x = *(struct kv_call *const *)a;
+	const struct kv_call *y = *(struct kv_call *const *)b;
+
+	if (x->lane != y->lane)
+		return x->lane < y->lane ? -1 : 1;
+	if (x->begun != y->begun)
+		return x->begun < y->begun ? -1 : 1;
+	return 0;
+}
+
+static void lane_ends(struct lane *l)
+{
+	uint64_t must = NEVER;
+	uint64_t may = NEVER;
+	uint32_t i;
+
+	l->must_end = sim_alloc(l->n * sizeof(*l->must_end));
+	l->may_end = sim_alloc(l->n * sizeof(*l->may_end));
+	for (i = l->n; i-- > 0;) {
+		const struct kv_call *c = l->calls[i];
+
+		if (!is_optional(c) && c->ended < must)
+			must = c->ended;
+		if (c->end == CALL_UNKNOWN && c->ended < may)
+			may = c->ended;
+		l->must_end[i] = must;
+		l->may_end[i] = may;
+	}
+}
+
+static void make_lanes(struct search *s, struct kv_call **calls, size_t n)
+{
+	struct lane *l = NULL;
+	size_t i;
+
+	qsort(calls, n, sizeof(struct kv_call *), call_order);
+	s->lanes = sim_alloc((n + 1) * sizeof(*s->lanes));
+	for (i = 0; i < n; i++) {
+		if (l == NULL || calls[i]->lane != calls[i - 1]->lane) {
+			l = &s->lanes[s->lanes_n++];
+			l->calls = &calls[i];
+		}
+		l->n++;
+	}
+	for (i = 0; i < s->lanes_n; i++)
+		lane_ends(&s->lanes[i]);
+}
+
+/* Keys that were used more than once get a place in the state. */
+static void number_slots(struct search *s, struct kv_call **calls, size_t n)
+{
+	size_t i;
+	size_t k;
+
+	for (i = 0; i < n; i++) {
+		if (calls[i]->idem == 0 || calls[i]->slot >= 0)
+			continue;
+		for (k = i + 1; k < n; k++) {
+			if (calls[k]->idem != calls[i]->idem)
+				continue;
+			if (calls[i]->slot < 0)
+				calls[i]->slot = (int32_t)s->slots++;
+			calls[k]->slot = calls[i]->slot;
+		}
+	}
+}
+
+static void see_rev(struct search *s, uint64_t rev, uint16_t key,
+		    struct kv_value value)
+{
+	if (rev < s->revs_n)
+		s->revs[rev] = (struct seen_rev){ true, key, value };
+}
+
+static uint64_t rev_max(const struct kv_call *c)
+{
+	uint64_t max = 0;
+	uint32_t i;
+
+	for (i = 0; c->end == CALL_DONE && i < c->ops_n; i++)
+		if (c->ops[i].rev > max)
+			max = c->ops[i].rev;
+	for (i = 0; i < c->items_n; i++)
+		if (c->items[i].rev > max)
+			max = c->items[i].rev;
+	return max;
+}
+
+static void see_call(struct search *s, const struct kv_call *c)
+{
+	uint32_t i;
+
+	for (i = 0; c->end == CALL_DONE && i < c->ops_n; i++) {
+		const struct kv_op *op = &c->ops[i];
+
+		if (op->kind == KV_INCR)
+			see_rev(s, op->rev, op->key,
+				(struct kv_value){ KV_INT, (uint64_t)op->sum });
+		else if (op->kind == KV_PUT || op->kind == KV_CAS ||
+			 op->kind == KV_GET)
+			see_rev(s, op->rev, op->key, op->value);
+	}
+	for (i = 0; i < c->items_n; i++)
+		see_rev(s, c->items[i].rev, c->items[i].key, c->items[i].value);
+}
+
+/* Could a revision have been given twice, because a tombstone was forgotten? */
+static bool may_begin_anew(struct kv_call **calls, size_t n)
+{
+	uint64_t gone = NEVER;
+	size_t i;
+
+	for (i = 0; i < n; i++)
+		if (calls[i]->kind == KV_DESTROY && calls[i]->stamp_lo < gone)
+			gone = calls[i]->stamp_lo;
+	if (gone == NEVER)
+		return false;
+	for (i = 0; i < n; i++)
+		if (calls[i]->stamp_hi >= gone + TOMBSTONE_NS)
+			return true;
+	return false;
+}
+
+static bool wrote_what_was_seen(const struct search *s, const struct kv_call *c)
+{
+	uint64_t rev;
+	uint32_t i;
+
+	for (i = 0; i < c->ops_n; i++) {
+		if ((c->ops[i].kind != KV_PUT && c->ops[i].kind != KV_CAS) ||
+		    c->ops[i].value.kind != KV_BYTES)
+			continue;
+		for (rev = 0; rev < s->revs_n; rev++)
+			if (s->revs[rev].known &&
+			    value_same(s->revs[rev].value, c->ops[i].value))
+				return true;
+	}
+	return false;
+}
+
+static void look_at_revs(struct search *s, struct kv_call **calls, size_t n)
+{
+	uint64_t max = 0;
+	size_t i;
+
+	if (may_begin_anew(calls, n))
+		return;
+	for (i = 0; i < n; i++)
+		if (rev_max(calls[i]) > max)
+			max = rev_max(calls[i]);
+	if (max > 1000000)
+		return;
+	s->revs_n = max + 1;
+	s->revs = sim_alloc(s->revs_n * sizeof(*s->revs));
+	for (i = 0; i < n; i++)
+		see_call(s, calls[i]);
+	/* Not by a retry with the same key, which may be what wrote it. */
+	for (i = 0; i < n; i++)
+		calls[i]->observed = calls[i]->end == CALL_UNKNOWN &&
+				     calls[i]->slot < 0 &&
+				     wrote_what_was_seen(s, calls[i]);
+}
+
+/* ----------------------------------------------------------- what is said */
+
+static const char *const kind_names[] = {
+	[KV_GET] = "get",     [KV_PUT] = "put",         [KV_DELETE] = "delete",
+	[KV_INCR] = "incr",   [KV_CAS] = "cas",         [KV_LIST] = "list",
+	[KV_BATCH] = "batch", [KV_DESTROY] = "destroy",
+};
+
+static const char *const end_names[] = {
+	[CALL_OPEN] = "open",       [CALL_DONE] = "done",
+	[CALL_FAILED] = "failed",   [CALL_REFUSED] = "refused",
+	[CALL_UNKNOWN] = "unknown",
+};
+
+static void say(struct breach *b, const char *text)
+{
+	size_t n = strlen(b->text);
+
+	(void)snprintf(b->text + n, sizeof(b->text) - n, "%s", text);
+}
+
+static void say_call(struct breach *b, const struct kv_call *c)
+{
+	const struct kv_op *op = &c->ops[0];
+	char line[240];
+
+	(void)snprintf(
+		line, sizeof(line),
+		"\n  %s[%u] %llu..%lld lane %u %s why %d rev %llu key %u "
+		"val %d:%llx sum %lld exp %d:%llx stamp %llu..%llu "
+		"idem %llu slot %d why_rev %llu",
+		kind_names[c->kind], c->ops_n, (unsigned long long)c->begun,
+		(long long)c->ended, c->lane, end_names[c->end], c->why,
+		(unsigned long long)op->rev, op->key, op->value.kind,
+		(unsigned long long)op->value.v, (long long)op->sum,
+		op->expect.kind, (unsigned long long)op->expect.v,
+		(unsigned long long)c->stamp_lo,
+		(unsigned long long)c->stamp_hi, (unsigned long long)c->idem,
+		c->slot, (unsigned long long)c->why_rev);
+	say(b, line);
+}
+
+static void say_key(struct breach *b, const struct kv_state *st, uint16_t key)
+{
+	const struct kv_key *k = &st->keys[key];
+	char line[160];
+
+	(void)snprintf(
+		line, sizeof(line),
+		"\n    model: key %u val %d:%llx rev %llu exp %llu..%llu", key,
+		k->value.kind, (unsigned long long)k->value.v,
+		(unsigned long long)k->rev, (unsigned long long)k->exp_lo,
+		(unsigned long long)k->exp_hi);
+	say(b, line);
+}
+
+/* A list that does not fit: where. */
+static void say_list(struct breach *b, const struct kv_state *st,
+		     const struct kv_call *c)
+{
+	char line[200];
+	uint32_t i;
+
+	for (i = 0; i < c->items_n; i++) {
+		const struct kv_item *it = &c->items[i];
+		const struct kv_key *k = &st->keys[it->key];
+
+		if (item_agrees(k, it))
+			continue;
+		(void)snprintf(line, sizeof(line),
+			       "\n    shown: key %u val %d:%llx rev %llu",
+			       it->key, it->value.kind,
+			       (unsigned long long)it->value.v,
+			       (unsigned long long)it->rev);
+		say(b, line);
+		say_key(b, st, it->key);
+	}
+}
+
+static void explain(const struct search *s, struct breach *b)
+{
+	uint64_t bound = latest(s, s->best_pos);
+	struct kv_call *c;
+	char line[200];
+	uint32_t i;
+
+	(void)snprintf(line, sizeof(line),
+		       "%s: no order explains its %zu calls; %llu fit, then at "
+		       "revision %llu%s none of:",
+		       s->h->name, s->h->n, (unsigned long long)s->best,
+		       (unsigned long long)s->best_state->rev,
+		       s->best_state->gone ? " (destroyed)" : "");
+	say(b, line);
+	for (i = 0; i < s->lanes_n; i++) {
+		c = head(s, s->best_pos, i);
+		if (c == NULL || c->begun > bound)
+			continue;
+		say_call(b, c);
+		if (c->kind == KV_LIST)
+			say_list(b, s->best_state, c);
+		else if (c->ops_n > 0)
+			say_key(b, s->best_state, c->ops[0].key);
+	}
+}
+
+static void search_release(struct search *s)
+{
+	struct chunk *k;
+	uint32_t i;
+
+	for (i = 0; i < s->lanes_n; i++) {
+		free(s->lanes[i].must_end);
+		free(s->lanes[i].may_end);
+	}
+	while ((k = s->kept) != NULL) {
+		s->kept = k->next;
+		free(k);
+	}
+	free(s->lanes);
+	free(s->answers);
+	free(s->scratch);
+	free(s->revs);
+	free(s->seen);
+	free(s->best_state);
+	free(s->best_pos);
+}
+
+static struct kv_call **calls_that_count(const struct kv_history *h,
+					 struct search *s, size_t *n)
+{
+	struct kv_call **calls = sim_alloc((h->n + 1) * sizeof(*calls));
+	size_t i;
+
+	*n = 0;
+	for (i = 0; i < h->n; i++) {
+		CHECK(h->calls[i]->end != CALL_OPEN);
+		if (h->calls[i]->ops_n > s->answers_max)
+			s->answers_max = h->calls[i]->ops_n;
+		if (h->calls[i]->end != CALL_REFUSED)
+			calls[(*n)++] = h->calls[i];
+	}
+	return calls;
+}
+
+enum verdict kv_history_check(struct kv_history *h, struct breach *out)
+{
+	struct search s = { .h = h };
+	struct kv_state *st;
+	struct kv_call **calls;
+	uint32_t *pos;
+	size_t n;
+	bool good;
+
+	calls = calls_that_count(h, &s, &n);
+	number_slots(&s, calls, n);
+	look_at_revs(&s, calls, n);
+	make_lanes(&s, calls, n);
+	s.state_bytes = sizeof(*st) + h->keys * sizeof(struct kv_key) +
+			s.slots * sizeof(struct kv_record);
+	s.pos_bytes = (s.lanes_n + 1) * sizeof(*pos);
+	s.answers = sim_alloc((s.answers_max + 1) * sizeof(*s.answers));
+	s.scratch = sim_alloc(s.state_bytes);
+	s.best_state = sim_alloc(s.state_bytes);
+	s.best_pos = sim_alloc(s.pos_bytes);
+	st = sim_alloc(s.state_bytes);
+	pos = sim_alloc(s.pos_bytes);
+	good = search_from(&s, st, pos);
+	if (!good) {
+		(void)snprintf(out->invariant, sizeof(out->invariant), "%s",
+			       s.gave_up ? "undecided" : "linearizable");
+		explain(&s, out);
+	}
+	free(st);
+	free(pos);
+	search_release(&s);
+	free(calls);
+	if (good)
+		return VERDICT_GOOD;
+	return s.gave_up ? VERDICT_UNDECIDED : VERDICT_BAD;
+}
+
+/* -------------------------------------------------------- rate_limiter */
+
+struct limiter_history {
+	char name[64];
+	enum limiter_class class;
+	uint64_t limit;
+	uint64_t period_ns;
+	uint64_t burst;
+	unsigned keys;
+	struct limiter_call **calls;
+	size_t n;
+	size_t cap;
+	uint64_t *leads;
+	size_t leads_n;
+};
+
+struct limiter_history *limiter_history_new(const char *name,
+					    enum limiter_class class,
+					    uint64_t limit, uint64_t period_ns,
+					    uint64_t burst, unsigned keys)
+{
+	struct limiter_history *h = sim_alloc(sizeof(*h));
+
+	(void)snprintf(h->name, sizeof(h->name), "%s", name);
+	h->class = class;
+	h->limit = limit;
+	h->period_ns = period_ns;
+	h->burst = burst;
+	h->keys = keys;
+	return h;
+}
+
+void limiter_history_free(struct limiter_history *h)
+{
+	size_t i;
+
+	for (i = 0; i < h->n; i++)
+		free(h->calls[i]);
+	free(h->calls);
+	free(h->leads);
+	free(h);
+}
+
+struct limiter_call *limiter_history_add(struct limiter_history *h)
+{
+	struct limiter_call *c = sim_alloc(sizeof(*c));
+
+	if (h->n == h->cap) {
+		h->cap = h->cap > 0 ? 2 * h->cap : 64;
+		h->calls = sim_realloc(h->calls, h->cap * sizeof(*h->calls));
+	}
+	h->calls[h->n++] = c;
+	c->ended = NEVER;
+	c->stamp_hi = NEVER;
+	return c;
+}
+
+size_t limiter_history_calls(const struct limiter_history *h)
+{
+	return h->n;
+}
+
+struct limiter_call *limiter_history_call(struct limiter_history *h, size_t i)
+{
+	PRE(i < h->n);
+	return h->calls[i];
+}
+
+void limiter_history_lead(struct limiter_history *h, uint64_t stamp_ns)
+{
+	h->leads = sim_realloc(h->leads, (h->leads_n + 1) * sizeof(*h->leads));
+	h->leads[h->leads_n++] = stamp_ns;
+}
+
+static bool was_taken(const struct limiter_call *c)
+{
+	return c->take && !c->reset && c->end == CALL_DONE && c->allowed &&
+	       !c->perishable;
+}
+
+static bool may_be_taken(const struct limiter_call *c)
+{
+	return c->take && !c->reset &&
+	       ((c->end == CALL_DONE && c->allowed) || c->end == CALL_UNKNOWN ||
+		c->end == CALL_OPEN);
+}
+
+/* Permits that come back in so many ns. */
+static double refill(const struct limiter_history *h, uint64_t ns)
+{
+	return (double)ns * (double)h->limit / (double)h->period_ns;
+}
+
+static bool reset_between(struct limiter_call **calls, size_t n,
+			  const struct limiter_call *a,
+			  const struct limiter_call *b)
+{
+	size_t i;
+
+	for (i = 0; i < n; i++)
+		if (calls[i]->reset && calls[i]->end != CALL_REFUSED &&
+		    calls[i]->ended >= a->begun && calls[i]->begun <= b->ended)
+			return true;
+	return false;
+}
+
+/* What was admitted from the i-th on. */
+static bool too_many(const struct limiter_history *h,
+		     struct limiter_call **calls, size_t n, size_t from,
+		     struct breach *out)
+{
+	const struct limiter_call *a = calls[from];
+	double sum = 0;
+	double bound;
+	size_t k;
+
+	for (k = from; k < n; k++) {
+		const struct limiter_call *b = calls[k];
+
+		if (!was_taken(b))
+			continue;
+		/* They are in order of their beginnings only. */
+		if (b->stamp_hi < a->stamp_lo)
+			continue;
+		sum += b->cost;
+		bound = (double)h->burst + 1e-6 +
+			refill(h, b->stamp_hi - a->stamp_lo);
+		if (sum <= bound || reset_between(calls, n, a, b))
+			continue;
+		(void)snprintf(out->invariant, sizeof(out->invariant), "limit");
+		(void)snprintf(
+			out->text, sizeof(out->text),
+			"%s: key %u admitted %.0f from call %llu to %llu in "
+			"%llu ns, and %.1f may be",
+			h->name, a->key, sum, (unsigned long long)a->begun,
+			(unsigned long long)b->begun,
+			(unsigned long long)(b->stamp_hi - a->stamp_lo), bound);
+		return true;
+	}
+	return false;
+}
+
+/* Costs of what may have been taken, before the i-th call. */
+static double *sums_before(struct limiter_call **calls, size_t n)
+{
+	double *sums = sim_alloc((n + 1) * sizeof(*sums));
+	size_t i;
+
+	for (i = 0; i < n; i++)
+		sums[i + 1] =
+			sums[i] + (may_be_taken(calls[i]) ? calls[i]->cost : 0);
+	return sums;
+}
+
+static double refilled(const struct limiter_history *h,
+		       const struct limiter_call *d, uint64_t from_hi)
+{
+	return d->stamp_lo > from_hi ? refill(h, d->stamp_lo - from_hi) : 0;
+}
+
+/* What `d` was denied for must have been there: the most that can have been
+ * missing, if all was taken that may have been. */
+static bool denied_for_nothing(const struct limiter_history *h,
+			       struct limiter_call **calls, size_t n,
+			       const double *sums, const struct limiter_call *d,
+			       struct breach *out)
+{
+	double most = 0;
+	double taken;
+	size_t end = 0;
+	size_t i;
+
+	while (end < n && calls[end]->begun < d->ended)
+		end++;
+	for (i = 0; i < end; i++) {
+		if (!may_be_taken(calls[i]))
+			continue;
+		taken = sums[end] - sums[i] -
+			refilled(h, d, calls[i]->stamp_hi);
+		most = taken > most ? taken : most;
+	}
+	/* A new owner starts every key empty. */
+	for (i = 0; h->class == LIMITER_MEMORY && i < h->leads_n; i++) {
+		if (h->leads[i] > d->stamp_hi)
+			continue;
+		taken = (double)h->burst + sums[end] -
+			refilled(h, d, h->leads[i]);
+		most = taken > most ? taken : most;
+	}
+	if (most + d->cost > (double)h->burst - 1e-6)
+		return false;
+	(void)snprintf(out->invariant, sizeof(out->invariant), "denial");
+	(void)snprintf(out->text, sizeof(out->text),
+		       "%s: key %u, call %llu of %u permits was denied when at "
+		       "most %.2f of %llu were taken",
+		       h->name, d->key, (unsigned long long)d->begun, d->cost,
+		       most, (unsigned long long)h->burst);
+	return true;
+}
+
+static bool key_is_bad(const struct limiter_history *h,
+		       struct limiter_call **calls, size_t n,
+		       struct breach *out)
+{
+	double *sums = sums_before(calls, n);
+	bool bad = false;
+	size_t i;
+
+	for (i = 0; i < n && !bad; i++) {
+		if (was_taken(calls[i]))
+			bad = too_many(h, calls, n, i, out);
+		else if (calls[i]->end == CALL_DONE && !calls[i]->allowed &&
+			 !calls[i]->reset)
+			bad = denied_for_nothing(h, calls, n, sums, calls[i],
+						 out);
+	}
+	free(sums);
+	return bad;
+}
+
+enum verdict limiter_history_check(struct limiter_history *h,
+				   struct breach *out)
+{
+	struct limiter_call **calls = sim_alloc((h->n + 1) * sizeof(*calls));
+	enum verdict v = VERDICT_GOOD;
+	unsigned key;
+	size_t n;
+	size_t i;
+
+	for (key = 0; key < h->keys && v == VERDICT_GOOD; key++) {
+		n = 0;
+		for (i = 0; i < h->n; i++)
+			if (h->calls[i]->key == key)
+				calls[n++] = h->calls[i];
+		if (key_is_bad(h, calls, n, out))
+			v = VERDICT_BAD;
+	}
+	free(calls);
+	return v;
+}

@@ -1,0 +1,395 @@
+/*
+ * sim - the node in the seeded world: many seeds, every crash point, every
+ * mutant. tests/sim/README.md says how to read what it prints.
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/personality.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "node/base/check.h"
+#include "node/base/mutant.h"
+#include "tests/sim/farm.h"
+#include "tests/sim/mutants.h"
+#include "tests/sim/sweep.h"
+
+#define SECONDS_OF_A_TRIAL 120u
+#define TWICE_EVERY        100u
+
+struct options {
+	uint64_t from;
+	uint64_t to;
+	unsigned seconds;
+	unsigned jobs;
+	bool range;
+	bool sweep;
+	bool mutants;
+	bool json;
+	bool loud;
+	bool quiet;
+	const char *regressions;
+	const char *mutant;
+	const char *only;
+};
+
+static struct options opt = { .jobs = 2 };
+
+static struct {
+	uint64_t seeds;
+	uint64_t violations;
+	uint64_t replayed; /* Seeds that ran twice. */
+	uint64_t passed;   /* As ./check counts. */
+	uint64_t failed;
+	struct tally sum;
+} ledger;
+
+static uint64_t real_ms(void)
+{
+	struct timespec ts;
+
+	(void)clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000u + (uint64_t)ts.tv_nsec / 1000000u;
+}
+
+/* ---------------------------------------------------------------- seeds */
+
+static void seed_body(const struct task *t, struct finding *out)
+{
+	struct swarm swarm;
+	struct trial *r;
+
+	mutant_now = (enum mutant)t->mutant;
+	swarm_draw(&swarm, t->seed);
+	r = trial_new(t->seed, &swarm);
+	r->loud = opt.loud;
+	trial_all(r);
+	out->broken = trial_is_broken(r);
+	out->breach = r->breach;
+	out->tally = r->tally;
+	if (out->broken)
+		trial_dump(r);
+	trial_free(r);
+}
+
+static void add(uint64_t *sum, const uint64_t *part, size_t n)
+{
+	while (n-- > 0)
+		*sum++ += *part++;
+}
+
+static void tally_add(const struct tally *t)
+{
+	struct tally *sum = &ledger.sum;
+	uint64_t segments = sum->segments;
+
+	_Static_assert(sizeof(*t) % sizeof(uint64_t) == 0,
+		       "a tally is made of counts");
+	add((uint64_t *)sum, (const uint64_t *)t,
+	    sizeof(*t) / sizeof(uint64_t));
+	sum->segments = t->segments > segments ? t->segments : segments;
+}
+
+static void say_outcome(const char *what, uint64_t seed,
+			const struct finding *o, const char *report)
+{
+	const struct tally *t = &o->tally;
+
+	if (!o->broken && !opt.quiet)
+		printf("%s %" PRIu64 " ok: %" PRIu64 " ms, %" PRIu64
+		       " events, %" PRIu64 " calls (%" PRIu64 " ok, %" PRIu64
+		       " failed, %" PRIu64 " refused, %" PRIu64
+		       " unknown), %" PRIu64 " boots, hash %016" PRIx64 "\n",
+		       what, seed, t->virtual_ms, t->events, t->calls,
+		       t->by_end[CALL_DONE], t->by_end[CALL_FAILED],
+		       t->by_end[CALL_REFUSED], t->by_end[CALL_UNKNOWN],
+		       t->boots, t->hash);
+	if (o->broken)
+		printf("FAIL %s %" PRIu64 " breaks %s: %s\n%s\n", what, seed,
+		       o->breach.invariant, o->breach.text, report);
+	(void)fflush(stdout);
+}
+
+static uint64_t first_hash;
+
+static void seed_done(struct task *t, const struct finding *o,
+		      const char *report)
+{
+	ledger.seeds++;
+	tally_add(&o->tally);
+	ledger.violations += o->broken;
+	say_outcome("seed", t->seed, o, report);
+}
+
+static void twice_done(struct task *t, const struct finding *o,
+		       const char *report)
+{
+	(void)report;
+	if (t->arg == NULL) {
+		first_hash = o->tally.hash;
+		return;
+	}
+	ledger.replayed++;
+	if (o->tally.hash == first_hash)
+		return;
+	ledger.violations++;
+	printf("FAIL seed %" PRIu64 " breaks replay: hash %016" PRIx64
+	       " and then %016" PRIx64 "\n",
+	       t->seed, first_hash, o->tally.hash);
+}
+
+static void run_twice(uint64_t seed)
+{
+	struct task t = { .seed = seed,
+			  .body = seed_body,
+			  .done = twice_done,
+			  .mutant = mutant_now };
+
+	farm_wait();
+	farm_start(&t);
+	farm_wait();
+	t.arg = &t;
+	farm_start(&t);
+	farm_wait();
+}
+
+static void run_seed(uint64_t seed)
+{
+	const struct task t = { .seed = seed,
+				.body = seed_body,
+				.done = seed_done,
+				.mutant = mutant_now };
+
+	farm_start(&t);
+	if (seed % TWICE_EVERY == 0)
+		run_twice(seed);
+}
+
+static void batch_over(const char *what, uint64_t violations)
+{
+	if (ledger.violations == violations)
+		ledger.passed++;
+	else
+		ledger.failed++;
+	if (!opt.quiet || ledger.violations != violations)
+		printf("%s: %s\n", what,
+		       ledger.violations == violations ? "ok" : "FAILED");
+}
+
+static void run_regressions(void)
+{
+	uint64_t violations = ledger.violations;
+	char line[256];
+	FILE *f;
+
+	if (opt.regressions == NULL)
+		return;
+	f = fopen(opt.regressions, "r");
+	if (f == NULL) {
+		perror(opt.regressions);
+		exit(2);
+	}
+	while (fgets(line, sizeof(line), f) != NULL)
+		if (line[0] >= '0' && line[0] <= '9')
+			run_seed(strtoull(line, NULL, 10));
+	(void)fclose(f);
+	farm_wait();
+	batch_over("known seeds", violations);
+}
+
+static void run_range(void)
+{
+	uint64_t violations = ledger.violations;
+	uint64_t seed;
+
+	for (seed = opt.from; seed <= opt.to; seed++)
+		run_seed(seed);
+	farm_wait();
+	batch_over("seeds", violations);
+}
+
+static void run_seconds(void)
+{
+	uint64_t violations = ledger.violations;
+	uint64_t end = real_ms() + opt.seconds * 1000u;
+	/* Fresh: nobody ran these before. */
+	uint64_t seed = (uint64_t)time(NULL) * 100000u;
+
+	while (real_ms() < end)
+		run_seed(seed++);
+	farm_wait();
+	batch_over("fresh seeds", violations);
+}
+
+/* ----------------------------------------------------------- the ledger */
+
+static void say_ledger(void)
+{
+	const struct tally *t = &ledger.sum;
+
+	printf("ledger: %" PRIu64 " seeds, %.2f virtual hours, %" PRIu64
+	       " events, %" PRIu64 " calls, %" PRIu64 " checked in histories, "
+	       "%" PRIu64 " boots\n"
+	       "        crashes: %" PRIu64 " kill, %" PRIu64 " power cut, "
+	       "%" PRIu64 " failed write or sync, %" PRIu64 " closed; %" PRIu64
+	       " of them at an operation\n"
+	       "        clock jumps %" PRIu64 ", pauses %" PRIu64
+	       ", evictions %" PRIu64 ", loads %" PRIu64
+	       ", values found on the disk %" PRIu64 ", cycles refused %" PRIu64
+	       ", replayed %" PRIu64 "\n"
+	       "        violations: %" PRIu64 "\n",
+	       ledger.seeds, (double)t->virtual_ms / 3600000.0, t->events,
+	       t->calls, t->checked, t->boots, t->crashes[CRASH_KILL],
+	       t->crashes[CRASH_POWER], t->crashes[CRASH_SYNC],
+	       t->crashes[CRASH_CLOSE], t->crash_points, t->jumps, t->pauses,
+	       t->evictions, t->loads, t->truths, t->cycles, ledger.replayed,
+	       ledger.violations);
+}
+
+static void say_json(void)
+{
+	const struct tally *t = &ledger.sum;
+
+	printf("{\"seeds\":%" PRIu64 ",\"virtual_hours\":%.4f,\"events\":%" PRIu64
+	       ",\"calls\":%" PRIu64 ",\"checked\":%" PRIu64
+	       ",\"boots\":%" PRIu64 ",\"crashes\":{\"kill\":%" PRIu64
+	       ",\"power_cut\":%" PRIu64 ",\"failed_sync\":%" PRIu64
+	       ",\"closed\":%" PRIu64 ",\"at_operation\":%" PRIu64
+	       "},\"faults\":{\"sync\":%" PRIu64 ",\"write\":%" PRIu64
+	       ",\"clock_jump\":%" PRIu64 ",\"pause\":%" PRIu64
+	       "},\"evictions\":%" PRIu64 ",\"loads\":%" PRIu64
+	       ",\"values_on_disk\":%" PRIu64 ",\"replayed\":%" PRIu64
+	       ",\"violations\":%" PRIu64 "}\n",
+	       ledger.seeds, (double)t->virtual_ms / 3600000.0, t->events,
+	       t->calls, t->checked, t->boots, t->crashes[CRASH_KILL],
+	       t->crashes[CRASH_POWER], t->crashes[CRASH_SYNC],
+	       t->crashes[CRASH_CLOSE], t->crash_points, t->sync_fails,
+	       t->write_fails, t->jumps, t->pauses, t->evictions, t->loads,
+	       t->truths, ledger.replayed, ledger.violations);
+}
+
+/* --------------------------------------------------------------- the program
+ */
+
+static _Noreturn void usage(int status)
+{
+	(void)fprintf(
+		status == 0 ? stdout : stderr,
+		"usage: sim [OPTION]...\n"
+		"  --seed N             one seed\n"
+		"  --seeds A..B         all of them\n"
+		"  --seconds N          fresh seeds for so long\n"
+		"  --sweep              a crash at every operation of the disk\n"
+		"  --mutants            every mutant, until it is caught\n"
+		"  --only NAME          with --sweep or --mutants: this one\n"
+		"  --mutant NAME        with seeds: this rule is left out\n"
+		"  --regressions FILE   known seeds, first\n"
+		"  --jobs N             processes at once (2)\n"
+		"  --json               the ledger as JSON, last\n"
+		"  --quiet              only what is wrong\n"
+		"  --trace              every event, as it happens\n");
+	exit(status);
+}
+
+static const char *value_of(int argc, char **argv, int *i)
+{
+	if (*i + 1 >= argc)
+		usage(2);
+	return argv[++*i];
+}
+
+static void parse_range(const char *s)
+{
+	char *end;
+
+	opt.from = strtoull(s, &end, 10);
+	if (strncmp(end, "..", 2) != 0)
+		usage(2);
+	opt.to = strtoull(end + 2, NULL, 10);
+	opt.range = true;
+}
+
+static void parse(int argc, char **argv)
+{
+	int i;
+
+	for (i = 1; i < argc; i++) {
+		const char *a = argv[i];
+
+		if (strcmp(a, "--seed") == 0) {
+			opt.from = strtoull(value_of(argc, argv, &i), NULL, 10);
+			opt.to = opt.from;
+			opt.range = true;
+		} else if (strcmp(a, "--seeds") == 0) {
+			parse_range(value_of(argc, argv, &i));
+		} else if (strcmp(a, "--seconds") == 0) {
+			opt.seconds = (unsigned)strtoul(
+				value_of(argc, argv, &i), NULL, 10);
+		} else if (strcmp(a, "--jobs") == 0) {
+			opt.jobs = (unsigned)strtoul(value_of(argc, argv, &i),
+						     NULL, 10);
+		} else if (strcmp(a, "--regressions") == 0) {
+			opt.regressions = value_of(argc, argv, &i);
+		} else if (strcmp(a, "--mutant") == 0) {
+			opt.mutant = value_of(argc, argv, &i);
+		} else if (strcmp(a, "--only") == 0) {
+			opt.only = value_of(argc, argv, &i);
+		} else if (strcmp(a, "--sweep") == 0) {
+			opt.sweep = true;
+		} else if (strcmp(a, "--mutants") == 0) {
+			opt.mutants = true;
+		} else if (strcmp(a, "--json") == 0) {
+			opt.json = true;
+		} else if (strcmp(a, "--quiet") == 0) {
+			opt.quiet = true;
+		} else if (strcmp(a, "--trace") == 0) {
+			opt.loud = true;
+		} else {
+			usage(strcmp(a, "--help") == 0 ? 0 : 2);
+		}
+	}
+	if (opt.jobs < 1 || opt.jobs > 16)
+		usage(2);
+	if (opt.mutant != NULL) {
+		mutant_now = mutant_parse(opt.mutant);
+		if (mutant_now == MUTANTS)
+			usage(2);
+	}
+}
+
+/* Addresses are part of the world: with them always the same, so is a trial. */
+static void fix_addresses(char **argv)
+{
+	int now = personality(0xffffffff);
+
+	if (now < 0 || (now & ADDR_NO_RANDOMIZE) != 0)
+		return;
+	if (personality((unsigned long)now | ADDR_NO_RANDOMIZE) >= 0)
+		(void)execv("/proc/self/exe", argv);
+}
+
+int main(int argc, char **argv)
+{
+	fix_addresses(argv);
+	parse(argc, argv);
+	farm_init(opt.jobs, SECONDS_OF_A_TRIAL);
+	run_regressions();
+	if (opt.range)
+		run_range();
+	if (opt.seconds > 0)
+		run_seconds();
+	if (ledger.seeds > 0)
+		say_ledger();
+	if (opt.sweep)
+		sweep_all(opt.only, opt.quiet, &ledger.passed, &ledger.failed);
+	if (opt.mutants)
+		mutants_all(opt.only, opt.quiet, &ledger.passed,
+			    &ledger.failed);
+	printf("# sim: %" PRIu64 " passed, %" PRIu64 " failed\n", ledger.passed,
+	       ledger.failed);
+	if (opt.json)
+		say_json();
+	return ledger.failed > 0 ? 1 : 0;
+}
