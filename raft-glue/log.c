@@ -127,6 +127,7 @@ struct writer {
 	uint64_t asked;
 	struct creating creating;
 	struct copying copying;
+	bool failed;    /* Something did: not a byte is written after it. */
 	bool sync_owed; /* Only a mutant owes one. */
 	uint8_t *out;   /* A batch in its final form. */
 	uint8_t *scratch;
@@ -779,6 +780,9 @@ static void batch_run(struct env_job *job)
 	uint64_t took;
 
 	*res = (struct result){ .rc = RC_OK };
+	/* The chore before it: its `done` ends the node. */
+	if (w->failed)
+		return;
 	memcpy(w->floors, log->order.floors, sizeof(w->floors));
 	w->asked = log->order.asked;
 	w->copying.wait = false;
@@ -788,6 +792,7 @@ static void batch_run(struct env_job *job)
 		res->stalled = true;
 		res->why = (struct detail){ .text = "" };
 	}
+	w->failed = res->rc != RC_OK;
 	took = env_now_ns(log->env) - begun;
 	w->stats.sync_ns_sum += took;
 	if (took > w->stats.sync_ns_max)
@@ -1042,6 +1047,8 @@ static void chore_run(struct env_job *job)
 	struct writer *w = &log->w;
 
 	*res = (struct result){ .rc = RC_OK };
+	if (w->failed)
+		return;
 	if (w->sync_owed) {
 		w->sync_owed = false;
 		res->rc = sync_counted(w, w->head->file);
@@ -1052,6 +1059,7 @@ static void chore_run(struct env_job *job)
 	} else if (unlink_wanted(w)) {
 		unlink_one(w);
 	}
+	w->failed = res->rc != RC_OK;
 	free_dead(w);
 	look(w, &res->view);
 	res->stats = w->stats;

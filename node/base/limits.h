@@ -78,6 +78,7 @@
 #define RESERVE_BYTES_DEFAULT (16u << 20) /* The disk reserve. */
 #define WINDOW_MS 150u                 /* Applied effects reach SQLite within. */
 #define WINDOW_BYTES_MAX (32u << 20)   /* or when they are this much. */
+#define WINDOW_BEHIND_MAX 4u           /* Windows that may wait for SQLite. */
 #define STATE_PAGE_BYTES 4096u         /* SQLite page size. */
 #define STATE_RESERVE_BYTES 32u        /* Reserved at the end of each page. */
 #define STATE_RANGES 16u               /* Key ranges with a set hash each. */

@@ -81,6 +81,9 @@ struct bridge {
 	struct proofs proofs_free;
 	struct proofs proofs_all;
 	struct env_task seal_proof;
+	struct env_task close_step; /* Nothing is left to be collected. */
+	bool closing;
+	bool shard_closing;
 	uint64_t next_ticket;
 
 	uint64_t applied_bytes; /* Since the last checkpoint. */
@@ -229,8 +232,15 @@ static uint64_t host_propose(struct host *h, uint64_t epoch,
 		*why = RC_TERM;
 		return 0;
 	}
-	/* Small segments have small entries, and a unit is never split. */
+	/* Small segments have small entries, and a unit is never split: it
+	 * will not do better next time. */
 	if (unit->n + ENTRY_HEAD_BYTES > shard_entry_bytes_max(b->shard)) {
+		*why = RC_INVALID;
+		return 0;
+	}
+	/* SQLite is slower than the log: what has not reached it is memory. */
+	if (storage_window_bytes(b->storage) >
+	    WINDOW_BEHIND_MAX * (size_t)b->cfg.storage.window_bytes) {
 		*why = RC_OVERLOADED;
 		return 0;
 	}
@@ -420,6 +430,8 @@ static void app_lead(struct app *a, uint64_t term)
 	bool cut = false;
 
 	PRE(b->epoch == 0);
+	if (b->closing)
+		return;
 	b->epoch = term;
 	b->next_mark = 1;
 	b->next_ticket = 1;
@@ -448,6 +460,8 @@ static void app_lost(struct app *a, uint64_t term)
 	chunks_drop(b, &b->chunks);
 	passages_clear(&b->passages);
 	space_lost(b->space, term);
+	if (b->closing)
+		env_post(b->env, &b->close_step);
 }
 
 static bool app_collect(struct app *a, uint64_t term, void **data,
@@ -499,6 +513,8 @@ static void app_submitted(struct app *a, uint64_t term, uint64_t index)
 	if (term == b->epoch && !passages_push(&b->passages, &p))
 		env_fail_stop(b->env, "no memory for a mark");
 	chunk_put(b, c);
+	if (b->closing)
+		env_post(b->env, &b->close_step);
 }
 
 static void app_refused(struct app *a, enum rc rc)
@@ -633,6 +649,8 @@ enum rc bridge_open(struct core *core, struct env *env, struct disk *disk,
 	b->cfg = *cfg;
 	b->seal_proof.cb = proof_seal;
 	b->seal_proof.phase = ENV_PHASE_LOG;
+	b->close_step.cb = close_step;
+	b->close_step.phase = ENV_PHASE_RELEASE;
 	TAILQ_INIT(&b->chunks);
 	TAILQ_INIT(&b->sent);
 	TAILQ_INIT(&b->spare);
@@ -740,18 +758,34 @@ static void shard_closed(void *arg)
 
 	CHECK_OBJ(b, BRIDGE_MAGIC);
 	b->shard = NULL;
-	if (b->epoch != 0)
-		app_lost(&b->app, b->epoch);
 	/* Loads that are under way end in here: the space goes after. */
 	storage_close(b->storage, storage_closed, b);
 }
 
+/* What was answered as `lagged` may still wait to be collected: the shard is
+ * closed behind it. */
+static void close_step(struct env_task *t)
+{
+	struct bridge *b = CONTAINER_OF(t, struct bridge, close_step);
+
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	if (!TAILQ_EMPTY(&b->chunks) || b->shard_closing)
+		return;
+	b->shard_closing = true;
+	rounds_cancel(b->rounds, b->shard);
+	b->epoch = 0;
+	shard_close(b->shard, shard_closed, b);
+}
+
 void bridge_close(struct bridge *b, void (*closed)(void *arg), void *arg)
 {
+	PRE(!b->closing);
+	b->closing = true;
 	b->closed = closed;
 	b->closed_arg = arg;
-	rounds_cancel(b->rounds, b->shard);
-	shard_close(b->shard, shard_closed, b);
+	/* Its objects are done: only what they have left is still to go. */
+	space_lost(b->space, b->epoch);
+	env_post(b->env, &b->close_step);
 }
 
 void bridge_discard(struct bridge *b)

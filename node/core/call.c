@@ -146,6 +146,9 @@ static void wheel_tick(struct env_timer *timer)
 	uint64_t now_ns = env_now_ns(t->env);
 	uint64_t now = tick_of(now_ns);
 
+	/* After a suspension of the machine: each slot once is enough. */
+	if (now > t->tick_at + WHEEL_SLOTS)
+		t->tick_at = now - WHEEL_SLOTS;
 	while (t->tick_at <= now)
 		wheel_expire(t, t->tick_at++, now_ns);
 	if (t->open > 0)
@@ -469,7 +472,10 @@ static enum rc call_bind(struct call *c, struct pack_bytes method)
 	ev->env = c->addr.env;
 	ev->name = c->addr.name;
 	ev->principal = c->caller.principal;
-	ev->flags |= EVENT_CREATE;
+	/* By its id an object is found, not made: so one that is not there and
+	 * one that is another's are the same. */
+	if (!c->addr.by_id)
+		ev->flags |= EVENT_CREATE;
 	c->bridge = core_bridge(
 		c->core, placement_shard(id->hash_key, &ev->oid, id->shards));
 	return RC_OK;

@@ -10,6 +10,7 @@
 #include "node/base/logline.h"
 #include "node/core/bridge.h"
 #include "node/core/internal.h"
+#include "node/core/reserve.h"
 #include "raft-glue/round.h"
 
 #define CORE_MAGIC 0x434f5245u
@@ -50,11 +51,9 @@ struct core {
 	/* The room on the disk, asked for on the storage worker. */
 	struct env_timer space_timer;
 	struct env_job space_job;
-	struct disk_space space;
+	struct reserve reserve; /* The worker's while its job runs. */
 	enum rc space_rc;
-	bool space_known;
 	bool space_low;
-	bool space_asking;
 
 	uint64_t leading; /* A bit per shard that led once. */
 	bool ready_told;
@@ -196,25 +195,27 @@ static void space_asked(struct env_job *job)
 {
 	struct core *core = CONTAINER_OF(job, struct core, space_job);
 
-	core->space_rc = core->disk->ops->space(core->disk, &core->space);
+	core->space_rc = reserve_look(&core->reserve);
+}
+
+static void space_tell(struct core *core)
+{
+	bool low = reserve_low(&core->reserve);
+
+	if (low != core->space_low)
+		LOG_WARN(low ? "disk_low" : "disk_room",
+			 F("bytes_free", core->reserve.space.bytes_free),
+			 F("reserve", core->cfg.reserve_bytes));
+	core->space_low = low;
 }
 
 static void space_answered(struct env_job *job)
 {
 	struct core *core = CONTAINER_OF(job, struct core, space_job);
-	bool low;
 
 	CHECK_OBJ(core, CORE_MAGIC);
-	core->space_asking = false;
-	if (core->space_rc == RC_OK) {
-		low = core->space.bytes_free < core->cfg.reserve_bytes;
-		if (low != core->space_low)
-			LOG_WARN(low ? "disk_low" : "disk_room",
-				 F("bytes_free", core->space.bytes_free),
-				 F("reserve", core->cfg.reserve_bytes));
-		core->space_low = low;
-		core->space_known = true;
-	}
+	if (core->space_rc == RC_OK)
+		space_tell(core);
 	if (!core->closing_begun)
 		env_timer_start(&core->space_timer,
 				env_now_ms(core->env) + SPACE_EVERY_MS);
@@ -225,7 +226,6 @@ static void space_due(struct env_timer *t)
 	struct core *core = CONTAINER_OF(t, struct core, space_timer);
 
 	CHECK_OBJ(core, CORE_MAGIC);
-	core->space_asking = true;
 	env_work(core->env, ENV_WORKER_STORAGE, &core->space_job);
 }
 
@@ -259,6 +259,10 @@ enum rc core_open(struct env *env, struct disk *disk, struct link *link,
 	rc = core->usage == NULL ? RC_NOMEM : RC_OK;
 	if (rc == RC_OK)
 		rc = identity_open(disk, env, &core->id, why);
+	if (rc == RC_OK)
+		rc = reserve_open(&core->reserve, disk, cfg->reserve_bytes);
+	if (rc == RC_OK)
+		space_tell(core);
 	if (rc == RC_OK)
 		rc = ballot_open(disk, core->id.shards, &core->ballot, why);
 	if (rc == RC_OK)

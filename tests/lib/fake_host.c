@@ -558,7 +558,7 @@ struct fake_event *fake_event(struct fake *f, const struct class *cls,
 		ev->method = method_find("kv", 2, method, strlen(method));
 	CHECK(ev->method != NULL);
 	ev->principal = bytes(e->principal);
-	ev->root_stamp = f->now_ns;
+	ev->root_stamp = f->now_ns + f->events++;
 	ev->done = event_done;
 	e->fake = f;
 	pack_w_init(&ev->result, RESULT_BYTES_MAX);

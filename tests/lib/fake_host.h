@@ -68,6 +68,7 @@ struct fake {
 	size_t dropped;
 	bool stopped; /* fail_stop was called. */
 	uint64_t random;
+	uint64_t events;   /* So many were made: no two have the same age. */
 	bool free_running; /* For measuring: units are not kept. */
 };
 

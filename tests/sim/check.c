@@ -156,6 +156,7 @@ struct search {
 	struct kv_op *answers; /* Of the call that is being tried. */
 	uint32_t answers_max;
 	struct kv_state *scratch;
+	struct kv_state *undo;
 	struct chunk *kept; /* Recorded answers. */
 	struct seen_rev *revs;
 	uint64_t revs_n; /* 0: revisions may have begun anew. */
@@ -565,7 +566,12 @@ static enum step try_call(struct search *s, struct kv_state *st,
 	if (c->kind == KV_LIST)
 		return c->end == CALL_DONE && list_agrees(st, c) ? STEP_QUIET
 								 : STEP_NO;
+	if (c->ops_n > 1)
+		memcpy(s->undo, st, s->state_bytes);
 	run_ops(s, st, c, mode, &f);
+	/* All or nothing. */
+	if (f.why != KV_WHY_NONE && c->ops_n > 1)
+		memcpy(st, s->undo, s->state_bytes);
 	if (f.why != KV_WHY_NONE)
 		return found_agrees(c, &f) ? STEP_QUIET : STEP_NO;
 	if (c->end == CALL_FAILED)
@@ -1189,6 +1195,7 @@ static void search_release(struct search *s)
 	free(s->lanes);
 	free(s->answers);
 	free(s->scratch);
+	free(s->undo);
 	free(s->revs);
 	free(s->seen);
 	free(s->best_state);
@@ -1230,6 +1237,7 @@ enum verdict kv_history_check(struct kv_history *h, struct breach *out)
 	s.pos_bytes = (s.lanes_n + 1) * sizeof(*pos);
 	s.answers = sim_alloc((s.answers_max + 1) * sizeof(*s.answers));
 	s.scratch = sim_alloc(s.state_bytes);
+	s.undo = sim_alloc(s.state_bytes);
 	s.best_state = sim_alloc(s.state_bytes);
 	s.best_pos = sim_alloc(s.pos_bytes);
 	st = sim_alloc(s.state_bytes);

@@ -16,7 +16,7 @@
 #include "tests/sim/mutants.h"
 #include "tests/sim/sweep.h"
 
-#define SECONDS_OF_A_TRIAL 120u
+#define SECONDS_OF_A_TRIAL 30u
 #define TWICE_EVERY        100u
 
 struct options {
