@@ -109,6 +109,7 @@ struct rpc {
 
 static void conn_close(struct conn *c);
 static void conn_begin(struct conn *c);
+static void conn_again(struct conn *c);
 static void conn_maybe_end(struct conn *c);
 
 /* Writing. */
@@ -143,6 +144,15 @@ static void conn_out_check(struct conn *c, size_t before)
 	conn_close(c);
 }
 
+/* Large answers must not pin their memory. */
+static void conn_out_empty(struct pack_w *w)
+{
+	if (w->cap > CONNECTION_OUT_PAUSE_BYTES)
+		pack_w_release(w);
+	else
+		pack_w_reset(w);
+}
+
 static void conn_written(uv_write_t *req, int status)
 {
 	struct conn *c = req->data;
@@ -151,7 +161,7 @@ static void conn_written(uv_write_t *req, int status)
 	c->writing = false;
 	c->rpc->out_bytes -= c->wire.n - c->wire_at;
 	c->wire_at = 0;
-	pack_w_reset(&c->wire);
+	conn_out_empty(&c->wire);
 	c->stuck_ms = 0;
 	if (c->closing)
 		return;
@@ -188,11 +198,10 @@ static void conn_flush(struct conn *c)
 	rpc->stats.bytes_out += (uint64_t)n;
 	rpc->out_bytes -= (uint64_t)n;
 	if ((size_t)n == c->out.n) {
-		/* Large answers must not pin their memory. */
-		if (c->out.cap > CONNECTION_OUT_PAUSE_BYTES)
-			pack_w_release(&c->out);
-		else
-			pack_w_reset(&c->out);
+		conn_out_empty(&c->out);
+		/* It may have paused for us, and no write will tell. */
+		if (!c->reading && !c->eof && c->in_at < c->in_n)
+			conn_again(c);
 		conn_maybe_end(c);
 		return;
 	}
@@ -262,7 +271,7 @@ static struct pack_bytes text(const char *s)
 
 static void error_write(struct conn *c, uint32_t id, const struct answer *a)
 {
-	char request_id[17];
+	char request_id[CALL_ID_BYTES];
 	char owner[32] = "";
 	struct frame_error e = { .code = a->rc,
 				 .outcome = a->outcome,
@@ -271,8 +280,7 @@ static void error_write(struct conn *c, uint32_t id, const struct answer *a)
 				      ? a->why->text
 				      : rc_text(a->rc);
 
-	snprintf(request_id, sizeof(request_id), "%016llx",
-		 (unsigned long long)a->request_id);
+	call_id_text(a->request_id, request_id);
 	if (a->owner != 0)
 		snprintf(owner, sizeof(owner), "%llu",
 			 (unsigned long long)a->owner);

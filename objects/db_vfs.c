@@ -1258,6 +1258,30 @@ static int old_fold(struct db_vfs *v, struct old_wal *w, uint32_t frames,
 	return e == SQLITE_OK ? main_end(v) : e;
 }
 
+static enum rc check_header(struct db_vfs *v, struct detail *why);
+
+/*
+ * Before the WAL is laid over it: the main file is as long as it was left. One
+ * that was cut would get pages of zeros in place of those it lost, with good
+ * checksums.
+ */
+static enum rc old_main(struct db_vfs *v, const struct old_wal *w,
+			struct detail *why)
+{
+	uint32_t least = v->mark.pages;
+
+	if (v->mark.state == MARK_DONE)
+		return check_header(v, why);
+	/* The checkpoint may have shortened it. */
+	if (least > w->pages)
+		least = w->pages;
+	if (v->main_pages >= least)
+		return RC_OK;
+	return detail_set(why, RC_CORRUPT, NULL,
+			  "%s has %u pages and should have %u", v->file,
+			  v->main_pages, least);
+}
+
 static enum rc recover(struct db_vfs *v, const char *wal, struct detail *why)
 {
 	struct old_wal w = { 0 };
@@ -1271,6 +1295,8 @@ static enum rc recover(struct db_vfs *v, const char *wal, struct detail *why)
 	rc = old_scan(v, &w, &s, why);
 	if (rc == RC_OK)
 		rc = old_judge(v, &w, &frames, why);
+	if (rc == RC_OK && frames > 0)
+		rc = old_main(v, &w, why);
 	if (rc == RC_OK && frames > 0)
 		e = old_fold(v, &w, frames, &s);
 	if (rc == RC_OK && e == SQLITE_OK && s.bytes > 0)

@@ -522,6 +522,11 @@ void ev_destroy(struct event *ev)
 	stage_clear(ev->work, o->rows_n, o->memory_rows, o->own_bytes);
 }
 
+bool ev_exists(const struct event *ev)
+{
+	return ev->object->head == HEAD_LIVE || ev->work->n > 0;
+}
+
 uint64_t ev_rev(const struct event *ev)
 {
 	return ev->work->rev;
@@ -727,6 +732,19 @@ static enum rc admit(struct event *ev, const struct after *a)
 	return h->ops->admit(h, tenant, objects, bytes, &ev->why);
 }
 
+/* It was booked and does not happen. */
+static void admit_undo(struct event *ev, const struct after *a)
+{
+	struct object *o = ev->object;
+	struct host *h = ev->space->host;
+	int64_t objects = (o->head == HEAD_LIVE) - (a->head == HEAD_LIVE);
+	int64_t bytes = booked(o->head, o->own_bytes, o->idem_bytes) -
+			booked(a->head, a->own_bytes, a->idem_bytes);
+
+	if (objects != 0 || bytes != 0)
+		(void)h->ops->admit(h, tenant_of(ev), objects, bytes, NULL);
+}
+
 static void drop_fresh(struct stage *st)
 {
 	struct staged *s;
@@ -818,8 +836,11 @@ static void bring_in(struct object *o, struct staged *s, uint64_t mark)
 	struct row *r = s->base;
 
 	if (s->deleted && rows_complete(&o->rows, s->kind)) {
+		if (o->memory_at == r)
+			o->memory_at = NULL;
 		rows_remove(&o->rows, r);
-		o->gone_mark = mark;
+		if (mark > o->gone_mark)
+			o->gone_mark = mark;
 		return;
 	}
 	if (s->deleted) {
@@ -827,6 +848,8 @@ static void bring_in(struct object *o, struct staged *s, uint64_t mark)
 	} else if (s->fresh == NULL) {
 		row_set(r, s->value, s->expires_ns);
 	} else {
+		if (r != NULL && o->memory_at == r)
+			o->memory_at = s->fresh;
 		if (r != NULL)
 			rows_replace(&o->rows, r, s->fresh);
 		else
@@ -836,11 +859,38 @@ static void bring_in(struct object *o, struct staged *s, uint64_t mark)
 	r->mark = mark;
 }
 
+/* With each new memory row look at two of the others, with a change at one,
+ * round and round: what is full goes, so that an object in use keeps the rows
+ * of active keys only. */
+static void drop_full(struct object *o, int64_t looks, uint64_t now_ns)
+{
+	const struct pack_bytes first = { (const uint8_t *)"", 0 };
+	struct rows_walk w = { .rows = &o->rows, .kind = ROW_MEMORY };
+	struct row *r;
+	int64_t n;
+
+	w.at = o->memory_at;
+	for (n = 0; n < looks; n++) {
+		if (w.at == NULL)
+			rows_first(&w, &o->rows, ROW_MEMORY, first);
+		r = w.at;
+		if (r == NULL)
+			break;
+		rows_next(&w);
+		if (r->expires_ns > now_ns)
+			continue;
+		rows_remove(&o->rows, r);
+		o->memory_rows--;
+	}
+	o->memory_at = w.at;
+}
+
 static void bring_in_all(struct event *ev, uint64_t mark)
 {
 	struct object *o = ev->object;
 	struct stage *st = ev->work;
 	struct staged *s;
+	bool memory = false;
 
 	if (st->gone) {
 		drop_fresh(st);
@@ -848,14 +898,17 @@ static void bring_in_all(struct event *ev, uint64_t mark)
 		o->gone_mark = mark;
 		o->full_ns = 0;
 		o->memory_rows = 0;
+		o->memory_at = NULL;
 		return;
 	}
 	if (st->clear) {
 		rows_clear(&o->rows, STAGE_CLEARED_KINDS);
 		o->gone_mark = mark;
 		o->full_ns = 0;
+		o->memory_at = NULL;
 	}
 	for (s = stage_all(st); s != NULL; s = stage_follow(s)) {
+		memory = memory || s->kind == ROW_MEMORY;
 		bring_in(o, s, s->kind == ROW_MEMORY ? 0 : mark);
 		s->fresh = NULL;
 		if (s->kind == ROW_MEMORY && s->expires_ns > o->full_ns)
@@ -864,6 +917,8 @@ static void bring_in_all(struct event *ev, uint64_t mark)
 			sweep_expects(ev->space->sweep, s->expires_ns);
 	}
 	o->memory_rows = (uint32_t)((int64_t)o->memory_rows + st->memory_rows);
+	if (memory)
+		drop_full(o, 1 + 2 * st->memory_rows, ev->now_ns);
 }
 
 static void become(struct object *o, const struct after *a)
@@ -922,8 +977,11 @@ static enum rc close_unit(struct event *ev)
 	rc = write_unit(ev, &a);
 	if (rc == RC_OK)
 		rc = admit(ev, &a);
-	if (rc == RC_OK)
+	if (rc == RC_OK) {
 		rc = propose(ev);
+		if (rc != RC_OK)
+			admit_undo(ev, &a);
+	}
 	if (rc != RC_OK) {
 		drop_fresh(ev->work);
 		return rc;

@@ -298,7 +298,8 @@ static enum idem_look look_new(struct event *ev, bool expired)
 }
 
 static enum idem_look look_started(struct event *ev,
-				   const struct idem_record *r)
+				   const struct idem_record *r,
+				   uint64_t expires_ns)
 {
 	if (!ev->object->cls->resumes) {
 		(void)detail_set(&ev->why, RC_UNKNOWN_OUTCOME, "idem",
@@ -311,6 +312,8 @@ static enum idem_look look_started(struct event *ev,
 	memcpy(ev->locals, r->locals, sizeof(ev->locals));
 	memcpy(ev->locals_base, r->locals, sizeof(ev->locals_base));
 	ev->reply_rc = RC_AGAIN;
+	/* A shorter window now does not end the first one early. */
+	ev->idem_expires_ns = expires_ns;
 	ev->recorded = true;
 	ev->wrote = true;
 	ev->dirty = r->dirty;
@@ -341,7 +344,7 @@ static enum idem_look look_record(struct event *ev, const struct row *row)
 		return other_args(ev);
 	switch (r.state) {
 	case IDEM_STARTED:
-		return look_started(ev, &r);
+		return look_started(ev, &r, row->expires_ns);
 	case IDEM_FAILED:
 		return look_failed(ev, &r);
 	case IDEM_DONE:

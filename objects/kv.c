@@ -546,7 +546,8 @@ static enum rc kv_batch(const struct kv_op *op)
 
 static enum rc kv_destroy(const struct kv_op *op)
 {
-	uint64_t rev = ev_bump(op->ev);
+	/* What is not there leaves no tombstone. */
+	uint64_t rev = ev_exists(op->ev) ? ev_bump(op->ev) : ev_rev(op->ev);
 
 	ev_destroy(op->ev);
 	kv_write_rev(op->out, rev);

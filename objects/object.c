@@ -1075,6 +1075,10 @@ static bool event_looked_up(struct object *o, struct event *ev)
 	case IDEM_ANSWER:
 		break;
 	}
+	/* What its key stands for happened, or may have: cut short here, it
+	 * must not be told that nothing did. */
+	if (ev->outcome != OUTCOME_REFUSED)
+		ev->wrote = true;
 	if (ev->rc != RC_OK) {
 		conclude_error(o, ev, ev->rc, ev->outcome);
 	} else {
@@ -1158,6 +1162,8 @@ static void object_step(struct object *o)
 
 	if (o->pins > 0)
 		return; /* The loop below it on the stack goes on. */
+	if (!o->space->leading)
+		return; /* Who is left in here is about to be told. */
 	o->pins++;
 	while (o->loading == NULL && o->loaded && (ev = next_event(o)) != NULL)
 		event_run(o, ev);

@@ -233,6 +233,8 @@ enum rc ev_scan(struct event *ev, enum row_kind kind, struct pack_bytes start,
 /* Every row, memory rows too, is gone; revision and idempotency records stay
  * as a tombstone until the last window ends. */
 void ev_destroy(struct event *ev);
+/* Is there an object: live, not a tombstone, or with something staged? */
+bool ev_exists(const struct event *ev);
 /* The object's revision; ev_bump counts it up, once per change. */
 uint64_t ev_rev(const struct event *ev);
 uint64_t ev_bump(struct event *ev);

@@ -781,7 +781,8 @@ static enum rc limiter_put_policy(struct event *ev, struct detail *why)
 
 static enum rc limiter_destroy(struct event *ev)
 {
-	uint64_t rev = ev_bump(ev);
+	/* What is not there leaves no tombstone. */
+	uint64_t rev = ev_exists(ev) ? ev_bump(ev) : ev_rev(ev);
 
 	ev_destroy(ev);
 	pack_map(&ev->result, 1);

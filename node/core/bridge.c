@@ -630,6 +630,8 @@ static void stored_checkpointed(struct storage_listener *l, uint64_t index)
 
 /* Life. */
 
+static void close_step(struct env_task *t);
+
 enum rc bridge_open(struct core *core, struct env *env, struct disk *disk,
 		    const struct bridge_config *cfg, struct bridge **out,
 		    struct detail *why)

@@ -51,6 +51,7 @@ struct call {
 	struct address addr;
 	struct bridge *bridge;
 	uint64_t request_id;
+	struct pack_bytes trace; /* W3C traceparent, {NULL, 0}: none. */
 	call_reply reply;
 	void *arg;
 	uint32_t depth; /* 0: a client's. */
@@ -260,6 +261,31 @@ static void meta_write(struct call *c, struct pack_w *w)
 	pack_u64(w, c->ev.index);
 }
 
+void call_id_text(uint64_t request_id, char out[CALL_ID_BYTES])
+{
+	snprintf(out, CALL_ID_BYTES, "%016llx",
+		 (unsigned long long)request_id);
+}
+
+/* The id is the one that the caller's error names. Names of objects and
+ * arguments stay out: they may be what the caller keeps secret. */
+static void call_log(const struct call *c, const struct answer *a)
+{
+	enum log_level level = a->rc == RC_INTERNAL ? LOG_ERROR_LEVEL :
+						      LOG_DEBUG_LEVEL;
+	char id[CALL_ID_BYTES];
+
+	if (!log_enabled(level))
+		return;
+	call_id_text(c->request_id, id);
+	LOG_AT(level, "call_ended", F("request_id", (const char *)id),
+	       F("principal", c->caller.principal), F("class", c->addr.cls),
+	       F("method",
+		 c->ev.method != NULL ? c->ev.method->name : ""),
+	       F("code", rc_name(a->rc)), F("trace", c->trace),
+	       F("why", (const char *)c->ev.why.text));
+}
+
 static void call_send(struct call *c)
 {
 	struct core_stats *stats = &core_calls(c->core)->stats;
@@ -287,10 +313,7 @@ static void call_send(struct call *c)
 	}
 	CHECK(rc_is_wire(a.rc));
 	stats->by_rc[a.rc]++;
-	if (a.rc == RC_INTERNAL)
-		LOG_ERROR("call_internal", F("request_id", c->request_id),
-			  F("class", c->addr.cls),
-			  F("why", (const char *)ev->why.text));
+	call_log(c, &a);
 	c->reply(c->arg, &a);
 	pack_w_release(&w);
 }
@@ -400,6 +423,7 @@ static enum rc options_read(struct call *c, struct pack_bytes bytes,
 	if (trace.n > 0 && !traceparent_good(trace))
 		return detail_set(&ev->why, RC_INVALID, "trace",
 				  "trace is a W3C traceparent");
+	c->trace = trace;
 	return RC_OK;
 }
 

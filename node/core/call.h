@@ -47,4 +47,8 @@ struct call *call_start(struct core *core, const struct caller *caller,
 void call_cancel(struct call *c);
 uint64_t call_request_id(const struct call *c);
 
+#define CALL_ID_BYTES 17u
+/* A request id as errors and log lines spell it. */
+void call_id_text(uint64_t request_id, char out[CALL_ID_BYTES]);
+
 #endif
