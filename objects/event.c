@@ -545,7 +545,9 @@ uint64_t ev_now(const struct event *ev)
 
 uint64_t ev_lead_stamp(const struct event *ev)
 {
-	return ev->space->lead_ns;
+	const struct space *s = ev->space;
+
+	return s->memory_lost_ns > s->lead_ns ? s->memory_lost_ns : s->lead_ns;
 }
 
 void ev_durability(struct event *ev, enum durability d)

@@ -196,16 +196,22 @@ static void object_free(struct object *o)
 	free(o);
 }
 
-static void object_evict(struct object *o)
-{
-	o->space->stats.evictions++;
-	object_free(o);
-}
-
 /* What only this owner knows and is not worth nothing yet. */
 static bool object_is_kept(const struct object *o)
 {
 	return o->memory_rows > 0 && o->full_ns > space_now(o->space);
+}
+
+static void object_evict(struct object *o)
+{
+	struct space *s = o->space;
+
+	/* From here on nobody knows what those rows said: who misses one must
+	 * not take it for never having been there. */
+	if (object_is_kept(o))
+		s->memory_lost_ns = space_now(s);
+	s->stats.evictions++;
+	object_free(o);
 }
 
 /* Of an object that has to stay, drop what can be loaded again. Not twice with
@@ -1095,6 +1101,9 @@ static bool is_meant(struct object *o, const struct event *ev)
 	if ((ev->flags & EVENT_SWEEP) != 0 || ev->suspended)
 		return true;
 	if (o->head != HEAD_NONE && !object_is_addressed(o, ev))
+		return false;
+	/* Absent answers like another's, whatever else the call says. */
+	if (o->head == HEAD_NONE && (ev->flags & EVENT_CREATE) == 0)
 		return false;
 	/* While nothing of it is stored it is what it is asked for as. */
 	if ((o->head == HEAD_NONE && o->suspended == 0) || o->cls == NULL)

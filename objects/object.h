@@ -216,8 +216,8 @@ enum rc ev_put(struct event *ev, enum row_kind kind, struct pack_bytes key,
 	       struct pack_bytes value, uint64_t expires_ns);
 enum rc ev_delete(struct event *ev, enum row_kind kind, struct pack_bytes key);
 /* A row that lives in this owner's memory only (durability memory): never
- * proposed, gone with the instance; dropped first when memory is short once
- * ev_now() reaches `full_ns`. */
+ * proposed, gone with the instance; dropped some time after ev_now() has reached
+ * `full_ns`, when it is worth nothing any more. */
 enum rc ev_put_memory(struct event *ev, struct pack_bytes key,
 		      struct pack_bytes value, uint64_t full_ns);
 enum rc ev_get_memory(struct event *ev, struct pack_bytes key,
@@ -242,7 +242,8 @@ uint64_t ev_bump(struct event *ev);
 uint64_t ev_rows(const struct event *ev);
 /* The owner's now, the same for the whole run. */
 uint64_t ev_now(const struct event *ev);
-/* When this leadership began. */
+/* What was in memory before is lost: when this leadership began, or later when
+ * memory was so short that rows had to be dropped before their time. */
 uint64_t ev_lead_stamp(const struct event *ev);
 /* D8: is a time that lies at `at_ns` reached? Between F and now the answer will
  * wait for a tick. */

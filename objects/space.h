@@ -130,6 +130,7 @@ struct space {
 	struct storage *storage;
 	uint64_t epoch;
 	uint64_t lead_ns;
+	uint64_t memory_lost_ns; /* Rows in memory were dropped then. */
 	uint64_t stored;
 	bool leading;
 	struct htab objects;

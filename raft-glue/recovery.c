@@ -1205,7 +1205,9 @@ static enum rc read_all(struct recovery *r, const uint64_t *floors,
 		rc = walk_chain(r, tail, newest, why);
 	if (rc != RC_OK)
 		return rc;
-	if (TAILQ_EMPTY(&r->live))
+	/* Our own writer always leaves room for a closing batch. */
+	if (TAILQ_EMPTY(&r->live) ||
+	    r->head_offset > r->cfg->segment_bytes - CLOSING_BYTES)
 		r->broken = true;
 	order_idle(r);
 	for (s = 0; s < r->cfg->shards; s++)

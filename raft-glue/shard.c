@@ -84,7 +84,6 @@ struct shard {
 	bool wanted;   /* The app has something to collect. */
 	bool pinned;   /* The log wants a checkpoint. */
 	bool due;      /* The timer fired. */
-	bool ahead;    /* The state is synced further than the log. */
 	bool draining; /* The app is on the stack. */
 	bool dead;     /* Fail-stop. */
 	struct shard_stats stats;
@@ -679,15 +678,11 @@ static enum rc shard_recover(struct shard *s, const struct shard_state *state,
 					   "ends");
 	if (range.last > state->synced_index && scan.last != range.last)
 		return scan_damaged(&scan, "the log lacks records");
-	/*
-	 * We apply only what is durable in the log, so a state that is ahead of
-	 * it means that the log lost something. If the state was synced up to
-	 * there it goes on from it: what is missing is in the state.
-	 */
-	if (range.last < state->index && state->index > state->synced_index)
+	/* We apply only what is durable in the log: it has lost what it had
+	 * synced, and who knows how much behind the state's end. */
+	if (range.last < state->index)
 		return scan_damaged(&scan, "the log ends before the state "
 					   "does");
-	s->ahead = range.last < state->index;
 	if (state->index == 0 && s->tail.next > 1 &&
 	    entries_get(&s->tail, 1)->type != STEP_CHANGE)
 		return scan_damaged(&scan, "the log does not begin with a "
@@ -768,9 +763,6 @@ static void shard_write(struct shard *s, bool founded)
 {
 	struct entry e = { .term = 1, .type = STEP_CHANGE };
 
-	if (s->ahead)
-		s->ticket = log_base(s->log, s->number, s->state_index,
-				     s->state_term);
 	if (founded) {
 		e.data = s->conf.data;
 		e.bytes = (uint32_t)s->conf.bytes;

@@ -459,6 +459,51 @@ check_limits()
 		breach "docs/limits.md is not up to date: make limits"
 }
 
+# A link in a page leads to a file that is there, and to a heading that it has.
+check_links()
+{
+	local page target file anchor
+
+	while IFS=$'\t' read -r page target; do
+		file=${target%%#*}
+		anchor=
+		[[ $target != *#* ]] || anchor=${target#*#}
+		if [ -n "$file" ]; then
+			file=$(dirname "$page")/$file
+		else
+			file=$page
+		fi
+		if [ ! -e "$file" ]; then
+			breach "$page: no $target"
+		elif [ -n "$anchor" ] && ! anchors "$file" |
+			grep -qx -- "$anchor"; then
+			breach "$page: no heading for $target"
+		fi
+	done < <(find "${folders[@]}" docs README.md -name '*.md' -print0 |
+		xargs -0 awk '/^```/ { code = !code } FNR == 1 { code = 0 }
+		!code {
+			line = $0
+			while (match(line, /\]\([^)]*\)/)) {
+				link = substr(line, RSTART + 2, RLENGTH - 3)
+				line = substr(line, RSTART + RLENGTH)
+				if (link !~ /^https?:/)
+					print FILENAME "\t" link
+			}
+		}')
+}
+
+# The anchors of the headings of a page: lower case, no punctuation, spaces as
+# hyphens.
+anchors()
+{
+	awk '/^```/ { code = !code }
+	!code && /^#+ / {
+		sub(/^#+ /, ""); $0 = tolower($0)
+		gsub(/[^a-z0-9_ -]/, ""); gsub(/ /, "-")
+		print
+	}' "$1"
+}
+
 check_readmes()
 {
 	local d
@@ -486,6 +531,7 @@ run mutants "each mutant has its place"
 run protocol "docs/protocol.md agrees with the tables"
 run limits "docs/limits.md is made from limits.h"
 run readmes "each folder explains itself"
+run links "links in pages lead somewhere"
 
 echo "# tidy: $passed passed, $failed failed"
 [ $failed -eq 0 ]

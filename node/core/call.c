@@ -378,15 +378,28 @@ static bool hex_span(struct pack_bytes s, size_t from, size_t n)
 	return true;
 }
 
+static bool all_zero(struct pack_bytes s, size_t from, size_t n)
+{
+	while (n > 0 && s.p[from + n - 1] == '0')
+		n--;
+	return n == 0;
+}
+
 /* https://www.w3.org/TR/trace-context/ section 3.2: version 00, and the prefix
  * of any later one. */
 static bool traceparent_good(struct pack_bytes s)
 {
-	return s.n >= 55 && hex_span(s, 0, 2) && s.p[2] == '-' &&
-	       hex_span(s, 3, 32) && s.p[35] == '-' && hex_span(s, 36, 16) &&
-	       s.p[52] == '-' && hex_span(s, 53, 2) &&
-	       !pack_bytes_eq((struct pack_bytes){ s.p, 2 }, "ff", 2) &&
-	       (s.n == 55 || s.p[55] == '-');
+	bool first;
+
+	if (s.n < 55 || !hex_span(s, 0, 2) || s.p[2] != '-' ||
+	    !hex_span(s, 3, 32) || s.p[35] != '-' || !hex_span(s, 36, 16) ||
+	    s.p[52] != '-' || !hex_span(s, 53, 2))
+		return false;
+	if (all_zero(s, 3, 32) || all_zero(s, 36, 16) ||
+	    (s.p[0] == 'f' && s.p[1] == 'f'))
+		return false;
+	first = all_zero(s, 0, 2);
+	return s.n == 55 || (!first && s.p[55] == '-');
 }
 
 static enum rc options_read(struct call *c, struct pack_bytes bytes,
@@ -498,6 +511,10 @@ static enum rc call_bind(struct call *c, struct pack_bytes method)
 	ev->principal = c->caller.principal;
 	/* By its id an object is found, not made: so one that is not there and
 	 * one that is another's are the same. */
+	if (!c->addr.by_id)
+		/* An id says nothing of the names it was made of: by it nobody makes an
+	 * object where another tenant's or class's may stand one day, and one
+	 * that is absent answers as one that is not the caller's. */
 	if (!c->addr.by_id)
 		ev->flags |= EVENT_CREATE;
 	c->bridge = core_bridge(

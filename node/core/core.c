@@ -96,6 +96,31 @@ static struct log_config log_config_of(const struct identity *id,
 	return c;
 }
 
+static void any_file(void *arg, const char *name)
+{
+	bool *any = arg;
+
+	(void)name;
+	*any = true;
+}
+
+/* State is made after the identity: where there is some, there was a node. */
+static enum rc make_state_dir(struct disk *disk, struct detail *why)
+{
+	bool any = false;
+	enum rc rc = disk->ops->mkdir(disk, "state");
+
+	if (rc == RC_EXISTS)
+		rc = disk->ops->list(disk, "state", any_file, &any);
+	if (rc == RC_OK && any)
+		return detail_set(why, RC_EXISTS, NULL,
+				  "the directory holds the state of a node: it "
+				  "is not formatted again");
+	if (rc != RC_OK)
+		return detail_set(why, rc, NULL, "cannot make state/");
+	return RC_OK;
+}
+
 enum rc core_format(struct disk *disk, struct env *env, struct identity *id,
 		    struct detail *why)
 {
@@ -115,9 +140,9 @@ enum rc core_format(struct disk *disk, struct env *env, struct identity *id,
 	env_random(env, id->incarnation, ID_BYTES);
 	env_random(env, id->hash_key, ID_BYTES);
 	log_cfg = log_config_of(id, 4ull * id->segment_bytes);
-	rc = disk->ops->mkdir(disk, "state");
-	if (rc != RC_OK && rc != RC_EXISTS)
-		return detail_set(why, rc, NULL, "cannot make state/");
+	rc = make_state_dir(disk, why);
+	if (rc != RC_OK)
+		return rc;
 	rc = ballot_format(disk, id->shards, why);
 	if (rc == RC_OK)
 		rc = log_format(disk, &log_cfg, why);

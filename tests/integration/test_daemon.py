@@ -6,6 +6,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import threading
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "lib"))
 from hf import *  # noqa: E402,F403
@@ -135,6 +136,85 @@ def test_sigterm_finishes_calls_in_flight():
         assert there >= done, (there, done)
         for v in got.values():
             assert "value" in v or v["outcome"] == "refused", v
+
+
+def test_by_an_id_nothing_is_made():
+    """An absent id answers like one that stands for something else, and nobody
+    makes an object where another's may stand one day."""
+    with Node() as n:
+        n.start()
+        c = n.client()
+        c.call("rate_limiter/x", "put_policy", {"limit": 1, "period_ms": 9})
+        c.call("kv/mine", "put", {"key": "k", "value": 1})
+        other = c.rpc("object", "rate_limiter/x")["id"]
+        mine = c.rpc("object", "kv/mine")["id"]
+        for method, args in (("get", {"key": "k"}),
+                             ("put", {"key": "k", "value": 2}),
+                             ("list", {}), ("incr", {"key": "k"}),
+                             ("destroy", {})):
+            for options in ({}, {"idem": "i"}, {"idem": "i",
+                                                "idem_ms": 604800000}):
+                said = []
+                for i in (other, "ab" * 16):
+                    e = expect_error("NOT_FOUND", c.call, "kv/~" + i, method,
+                                     args, **options)
+                    del e["request_id"]
+                    said.append(e)
+                assert said[0] == said[1], said
+        assert c.call("kv/~" + mine, "incr", {"key": "k"})["value"] == 2
+        c.close()
+
+
+def test_answers_that_leave_at_once_do_not_stop_the_input():
+    """Input pauses while too much is unsent. When the reader is so quick that
+    it all leaves in one write, nothing else tells the input to go on."""
+    with Node() as n:
+        n.start()
+        c = n.client()
+        size = len(pack([1, 300, None, c.rpc("metrics")]))
+        count = 3000
+        want = count * (size - 500)  # Its numbers get longer and shorter.
+        got = [0]
+
+        def read():
+            room = bytearray(8 << 20)
+            while got[0] < want:
+                n = c.sock.recv_into(room)
+                if n == 0:
+                    return
+                got[0] += n
+
+        reader = threading.Thread(target=read)
+        c.sock.settimeout(20)
+        reader.start()
+        c.sock.sendall(b"".join(pack([0, i, "metrics", []])
+                                for i in range(count)))
+        reader.join()
+        assert got[0] >= want, (got, want)
+        c.close()
+
+
+def test_large_answers_do_not_pin_memory():
+    """What a connection took to send much is given back when it is sent."""
+    def resident(pid):
+        with open("/proc/%d/status" % pid) as f:
+            return next(int(l.split()[1]) for l in f if "VmRSS" in l)
+
+    with Node() as n:
+        n.start()
+        value = b"x" * 1000000
+        n.client().call("kv/a", "put", {"key": "k", "value": value})
+        clients = []
+        marks = []
+        for i in range(16):
+            c = n.client()
+            clients.append(c)
+            for _ in range(16):
+                c.send("call", "kv/a", "get", {"key": "k"})
+            for _ in range(16):
+                assert c.recv()[2] is not None
+            marks.append(resident(n.pid))
+        assert marks[15] - marks[9] < 32 * 1024, marks
 
 
 def test_second_daemon_is_refused():

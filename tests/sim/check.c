@@ -111,7 +111,8 @@ struct kv_record {
 struct kv_state {
 	uint64_t rev;
 	uint64_t now; /* Beginning of the last call that was put in order. */
-	bool gone;    /* Destroyed, and nothing was written since. */
+	bool live;    /* Something was written since it was destroyed last, */
+	bool gone;    /* or it was, and nothing. */
 	uint64_t gone_until_lo;
 	struct kv_key keys[]; /* Then the records. */
 };
@@ -227,6 +228,7 @@ static void key_write(struct kv_state *st, struct kv_key *k,
 {
 	k->value = value;
 	k->rev = ++st->rev;
+	st->live = true;
 	st->gone = false;
 }
 
@@ -283,7 +285,6 @@ static void op_delete(struct kv_state *st, const struct kv_call *c,
 	if (out->existed) {
 		key_clear(k);
 		st->rev++;
-		st->gone = false;
 	}
 	out->rev = st->rev;
 }
@@ -375,9 +376,12 @@ static void op_destroy(const struct search *s, struct kv_state *st,
 
 	for (i = 0; i < s->h->keys; i++)
 		key_clear(&st->keys[i]);
-	st->rev++;
-	st->gone = true;
-	st->gone_until_lo = c->stamp_lo + TOMBSTONE_NS;
+	if (st->live) {
+		st->rev++;
+		st->gone = true;
+		st->gone_until_lo = c->stamp_lo + TOMBSTONE_NS;
+	}
+	st->live = false;
 	*out = (struct kv_op){ .kind = KV_DESTROY, .rev = st->rev };
 }
 
@@ -519,7 +523,8 @@ static bool revs_agree(const struct search *s, const struct kv_call *c,
 		const struct seen_rev *r;
 		struct kv_value value = c->ops[i].value;
 
-		if (a->rev <= from || a->rev >= s->revs_n)
+		if (a->rev <= from || a->rev >= s->revs_n ||
+		    (a->kind == KV_DELETE && !a->existed))
 			continue;
 		r = &s->revs[a->rev];
 		if (!r->known)
@@ -600,7 +605,7 @@ static uint64_t mix64(uint64_t h, uint64_t x)
 static uint64_t state_hash(const struct search *s, struct kv_state *st,
 			   const uint32_t *pos)
 {
-	uint64_t h = mix64(mix64(1, st->rev), st->gone);
+	uint64_t h = mix64(mix64(1, st->rev), 2u * st->gone + st->live);
 	uint32_t i;
 
 	for (i = 0; i < s->h->keys; i++) {
@@ -1389,9 +1394,10 @@ static bool too_many(const struct limiter_history *h,
 		(void)snprintf(out->invariant, sizeof(out->invariant), "limit");
 		(void)snprintf(
 			out->text, sizeof(out->text),
-			"%s: key %u admitted %.0f from call %llu to %llu in "
-			"%llu ns, and %.1f may be",
-			h->name, a->key, sum, (unsigned long long)a->begun,
+			"%s (%d): key %u admitted %.0f from call %llu to %llu "
+			"in %llu ns, and %.1f may be",
+			h->name, h->class, a->key, sum,
+			(unsigned long long)a->begun,
 			(unsigned long long)b->begun,
 			(unsigned long long)(b->stamp_hi - a->stamp_lo), bound);
 		return true;

@@ -2,8 +2,8 @@
  * farm - trials in processes of their own, a few at a time.
  *
  * One thread. A CHECK that aborts, a sanitizer's report, a leak or a run that
- * does not end is an outcome like any other, and no trial inherits anything from
- * the one before. What a child prints is kept for its report.
+ * does not end is an outcome like any other, and no trial inherits anything
+ * from the one before. What a child prints is kept for its report.
  */
 #ifndef TESTS_SIM_FARM_H
 #define TESTS_SIM_FARM_H

@@ -536,7 +536,7 @@ static bool wrote(const struct kv_call *c)
 		if (c->ops[i].kind == KV_PUT || c->ops[i].kind == KV_CAS ||
 		    c->ops[i].kind == KV_INCR || c->ops[i].existed)
 			return true;
-	return c->kind == KV_DESTROY;
+	return false;
 }
 
 static void learn(struct target *t, const struct kv_call *c)
@@ -1009,6 +1009,17 @@ static struct request *kv_request(struct load *l, struct target *t,
 	return q;
 }
 
+/* The class compares what was sent, byte by byte (FNV-1a). */
+static uint64_t args_hash(const struct request *q)
+{
+	uint64_t h = UINT64_C(0xcbf29ce484222325);
+	size_t i;
+
+	for (i = 0; i < q->args.n; i++)
+		h = (h ^ q->args.p[i]) * UINT64_C(0x100000001b3);
+	return h;
+}
+
 static void kv_begin(struct load *l, struct client *client, struct kv_call *c,
 		     const struct request *q)
 {
@@ -1016,7 +1027,7 @@ static void kv_begin(struct load *l, struct client *client, struct kv_call *c,
 	c->begun = ++l->r->now;
 	c->stamp_lo = stamp_of(l, q->t);
 	c->idem = q->idem;
-	c->args = (uint64_t)(uintptr_t)q->kv;
+	c->args = args_hash(q);
 	c->window_ns =
 		(q->window_ms != 0 ? q->window_ms : IDEM_WINDOW_DEFAULT_MS) *
 		MS_NS;
@@ -1128,7 +1139,9 @@ static void kv_one(struct load *l, struct client *client, struct target *t)
 	struct request *q = kv_request(l, t, c);
 	uint32_t i;
 
-	if (keyed && c->kind != KV_LIST) {
+	/* Of a large value the answer could not be recorded. */
+	if (keyed && c->kind != KV_LIST &&
+	    (c->kind != KV_GET || (!t->large && !r->swarm.bulk))) {
 		q->idem = ++l->next_idem;
 		q->window_ms =
 			trial_chance(r, 30) ? 1000 + trial_random(r, 2000) : 0;
@@ -1388,15 +1401,17 @@ static void client_due(void *arg)
 {
 	struct client *c = arg;
 	struct load *l = c->l;
+	const struct swarm *swarm = &l->r->swarm;
 	uint32_t i;
 
-	if (l->stopped)
-		return;
-	for (i = 0; i < l->r->swarm.burst && c->open < l->r->swarm.depth &&
-		    l->r->tally.calls < l->r->swarm.calls_max;
+	for (i = 0; i < swarm->burst && c->open < swarm->depth && !l->stopped &&
+		    l->r->tally.calls < swarm->calls_max;
 	     i++)
 		one_call(c);
-	again_in(c, trial_random(l->r, l->r->swarm.think_ms + 1u));
+	/* At least a ms later, or time would stand still. */
+	if (!l->stopped && l->r->tally.calls < swarm->calls_max)
+		again_in(c,
+			 trial_random(l->r, swarm->think_ms + 1u) + (i == 0));
 }
 
 void load_start(struct load *l)

@@ -252,7 +252,8 @@ static void say_json(void)
 {
 	const struct tally *t = &ledger.sum;
 
-	printf("{\"seeds\":%" PRIu64 ",\"virtual_hours\":%.4f,\"events\":%" PRIu64
+	printf("{\"seeds\":%" PRIu64
+	       ",\"virtual_hours\":%.4f,\"events\":%" PRIu64
 	       ",\"calls\":%" PRIu64 ",\"checked\":%" PRIu64
 	       ",\"boots\":%" PRIu64 ",\"crashes\":{\"kill\":%" PRIu64
 	       ",\"power_cut\":%" PRIu64 ",\"failed_sync\":%" PRIu64
@@ -281,7 +282,8 @@ static _Noreturn void usage(int status)
 		"  --seed N             one seed\n"
 		"  --seeds A..B         all of them\n"
 		"  --seconds N          fresh seeds for so long\n"
-		"  --sweep              a crash at every operation of the disk\n"
+		"  --sweep              a crash at every operation of the "
+		"disk\n"
 		"  --mutants            every mutant, until it is caught\n"
 		"  --only NAME          with --sweep or --mutants: this one\n"
 		"  --mutant NAME        with seeds: this rule is left out\n"

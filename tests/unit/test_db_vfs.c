@@ -565,20 +565,17 @@ TEST(cut_main_file_under_a_wal)
 	static const char blob[] =
 		"CREATE TABLE t(k INTEGER PRIMARY KEY, v);"
 		"INSERT INTO t VALUES(1, hex(randomblob(20000)))";
-	static const char sum[] = "SELECT count(*) FROM t WHERE k = 1 AND"
-				  " instr(v, char(0)) = 0";
 	struct conn c;
-	bool crashed = true;
-	uint64_t cut = 0;
+	bool crashed;
 	uint64_t n;
 
-	for (n = 0; crashed; n++) {
+	for (n = 0;; n++) {
 		new_world(24);
 		must_open(&c);
 		EXPECT_INT(run(&c, blob), SQLITE_OK);
 		EXPECT_INT(checkpoint(&c), SQLITE_OK);
 		EXPECT_INT(run(&c, "INSERT INTO t VALUES(2, 'x')"), SQLITE_OK);
-		/* The first time without a checkpoint. */
+		crashed = n == 0; /* The first time without a checkpoint. */
 		if (n > 0) {
 			world_fault(world, 0,
 				    &(struct world_fault){
@@ -589,17 +586,13 @@ TEST(cut_main_file_under_a_wal)
 		}
 		close_conn(&c);
 		world_power_cut(world, 0);
+		if (!crashed)
+			break;
 		runner_context("crash after change %d", (int)n);
 		cut_main(file_bytes(MAIN) - PAGE);
-		if (opens_with("should have") == RC_CORRUPT) {
-			cut++;
-			continue;
-		}
-		must_open(&c);
-		EXPECT_INT(ask(&c, sum), 1);
-		close_conn(&c);
+		EXPECT_RC(opens_with("should have"), RC_CORRUPT);
 	}
-	EXPECT_TRUE(cut == n);
+	EXPECT_TRUE(n > 4);
 	end_world();
 }
 

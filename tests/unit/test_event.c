@@ -196,10 +196,10 @@ static enum run memory_rows(struct fake_event *e)
 	struct row_view row;
 
 	EXPECT_RC(ev_get_memory(ev, str("m"), &row), RC_NOT_FOUND);
-	EXPECT_RC(ev_put_memory(ev, str("m"), str("1"), 1), RC_OK);
+	EXPECT_RC(ev_put_memory(ev, str("m"), str("1"), UINT64_MAX), RC_OK);
 	EXPECT_RC(ev_put_memory(ev, str("n"), str("2"), 1), RC_OK);
 	/* When it is full is not when it is gone. */
-	EXPECT_RC(ev_get_memory(ev, str("m"), &row), RC_OK);
+	EXPECT_RC(ev_get_memory(ev, str("n"), &row), RC_OK);
 	EXPECT_UINT(ev_memory_rows(ev), 2);
 	EXPECT_RC(ev_delete_memory(ev, str("n")), RC_OK);
 	EXPECT_RC(ev_delete_memory(ev, str("o")), RC_OK);
@@ -219,7 +219,7 @@ static enum run memory_after(struct fake_event *e)
 	EXPECT_UINT(ev_memory_rows(ev), 0);
 	EXPECT_RC(ev_get_memory(ev, str("m"), &row), RC_NOT_FOUND);
 	EXPECT_RC(ev_delete_memory(ev, str("m")), RC_OK);
-	EXPECT_RC(ev_put_memory(ev, str("p"), str("3"), 1), RC_OK);
+	EXPECT_RC(ev_put_memory(ev, str("p"), str("3"), UINT64_MAX), RC_OK);
 	EXPECT_UINT(ev_memory_rows(ev), 1);
 	return done(e);
 }

@@ -298,6 +298,25 @@ TEST(the_same_key_has_one_effect_and_one_answer)
 	fake_free(f);
 }
 
+/* A retry that is cut short knows that the first one happened: it must not say
+ * that nothing did. */
+TEST(a_retry_that_is_cut_short_is_unknown)
+{
+	struct fake *f = fake_new(NULL);
+	struct fake_event *e;
+
+	ends_with(called(f, keyed(f, do_add, "k")), 1);
+	e = sent(f, keyed(f, do_add, "k"));
+	event_cancel(&e->ev, RC_DEADLINE);
+	fake_turn(f);
+	ends(e, RC_UNKNOWN_OUTCOME, OUTCOME_UNKNOWN);
+	e = sent(f, keyed(f, do_add, "k"));
+	fake_fail_proof(f, RC_NO_QUORUM);
+	ends(e, RC_UNKNOWN_OUTCOME, OUTCOME_UNKNOWN);
+	ends_with(called(f, keyed(f, do_add, "k")), 1);
+	fake_free(f);
+}
+
 TEST(the_answer_survives_the_owner)
 {
 	struct fake *f = fake_new(NULL);

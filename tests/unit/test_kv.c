@@ -103,6 +103,22 @@ static uint64_t rev_now(void)
 	return say_u64(result(), "rev");
 }
 
+TEST(destroying_what_is_not_there_leaves_nothing)
+{
+	size_t units;
+
+	begin();
+	expect_ok("destroy", "{}", "{'rev':0}");
+	EXPECT_UINT(f->units_all, 0);
+	expect_ok("put", "{'key':'a','value':'1'}", "{'rev':1}");
+	expect_ok("destroy", "{}", "{'rev':2}");
+	units = f->units_all;
+	expect_ok("destroy", "{}", "{'rev':2}");
+	EXPECT_UINT(f->units_all, units);
+	expect_ok("put", "{'key':'a','value':'1'}", "{'rev':3}");
+	end();
+}
+
 TEST(put_and_get)
 {
 	begin();

@@ -581,6 +581,50 @@ TEST(a_lower_bound_gives_segments_back)
 	end();
 }
 
+TEST(large_entries_and_segments)
+{
+	unsigned i;
+
+	begin(29, 2, 16u << 20, 4);
+	for (i = 0; i < 10; i++) {
+		(void)rig_next(&rig, 0, ENTRY_BYTES_MAX);
+		(void)rig_next(&rig, 1, 10);
+		if (i % 4 == 3)
+			rig_settle(&rig);
+	}
+	rig_settle(&rig);
+	EXPECT_UINT(rig.ticket, 20);
+	EXPECT_UINT(log_unsynced_bytes(rig.log), 0);
+	reopen();
+	end();
+}
+
+TEST(segment_that_cannot_be_read_is_not_copied)
+{
+	unsigned i;
+
+	begin(30, 2, SEG, 8);
+	(void)rig_next(&rig, 1, 3000);
+	rig_settle(&rig);
+	rig.shard[1].stubborn = true;
+	EXPECT_RC(world_flip(rig.w, 0, "log/0000000000000001.seg", 5000, 1),
+		  RC_OK);
+	for (i = 0; i < 150; i++) {
+		(void)rig_next(&rig, 0, 700);
+		rig_settle(&rig);
+	}
+	/* It stays where it is, and pins; nothing that is live is lost. */
+	EXPECT_TRUE(world_alive(rig.w, 0));
+	EXPECT_TRUE(log_full(rig.log, 1));
+	EXPECT_TRUE(log_bytes() <= rig.cfg.bytes_max);
+	rig_drop(&rig);
+	world_kill(rig.w, 0);
+	EXPECT_RC(rig_open(&rig), RC_OK);
+	EXPECT_TRUE(log_status(rig.log, 1, NULL) == LOG_DAMAGED);
+	EXPECT_TRUE(log_status(rig.log, 0, NULL) == LOG_WHOLE);
+	end();
+}
+
 /* ---- a disk without room ---- */
 
 TEST(no_room_for_a_new_segment_is_not_fatal)

@@ -787,6 +787,49 @@ TEST(late_in_time)
 	end();
 }
 
+/* ---- what is in memory ---- */
+
+static void count_memory(void *arg, struct hnode *node)
+{
+	*(uint32_t *)arg += CONTAINER_OF(node, struct object, node)->memory_rows;
+}
+
+static uint32_t memory_rows(void)
+{
+	uint32_t n = 0;
+
+	htab_each(&f->space->objects, count_memory, &n);
+	return n;
+}
+
+/* A limiter in use sees ever new keys: it keeps the active ones. */
+TEST(full_keys_leave_the_memory_of_a_limiter_in_use)
+{
+	char key[16];
+	unsigned round;
+	unsigned i;
+
+	begin();
+	policy("{'limit':10,'period_ms':1000,'durability':'memory'}");
+	for (round = 0; round < 8; round++) {
+		for (i = 0; i < 250; i++) {
+			(void)snprintf(key, sizeof(key), "k%u", i);
+			EXPECT_TRUE(check(key, 10).allowed);
+			(void)snprintf(key, sizeof(key), "r%u-%u", round, i);
+			EXPECT_TRUE(check(key, 10).allowed);
+			EXPECT_FALSE(check(key, 1).allowed);
+		}
+		for (i = 0; i < 250; i++) {
+			(void)snprintf(key, sizeof(key), "k%u", i);
+			EXPECT_FALSE(check(key, 1).allowed);
+		}
+		EXPECT_TRUE(memory_rows() >= 500);
+		EXPECT_TRUE(memory_rows() <= 1000);
+		fake_advance(f, 2000);
+	}
+	end();
+}
+
 /* ---- the bound of keys ---- */
 
 static void pretend(void *arg, struct hnode *node)

@@ -593,6 +593,133 @@ TEST(newer_versions_are_refused_in_a_sentence)
 	end();
 }
 
+/* ---- whole batches with wrong contents ---- */
+
+/* The first batch of the log, forged: one record, or the bytes of one. */
+static void forge(const struct record *rec, uint64_t number, uint64_t before)
+{
+	struct batch_head h = { .number = number,
+				.bytes = 4096,
+				.payload = RECORD_HEADER_BYTES + rec->bytes,
+				.shards = 1u << rec->shard,
+				.seq = 1 };
+	uint8_t header[RECORD_HEADER_BYTES];
+	uint8_t scratch[64];
+	uint8_t hash[HASH_BYTES];
+	uint8_t batch[4096];
+
+	memset(h.before, (int)before, HASH_BYTES);
+	memset(batch, 0, sizeof(batch));
+	record_encode(header, rec);
+	batch_put(batch, 0, header, sizeof(header));
+	batch_seal(batch, &h, 1, 4096, scratch, hash);
+	overwrite(ONE, batch, sizeof(batch), 4096);
+}
+
+TEST(records_that_make_no_sense_are_damage)
+{
+	static const struct {
+		struct record rec;
+		uint64_t number;
+		unsigned set;
+		const char *says;
+	} c[] = {
+		{ { .kind = RECORD_ENTRY, .shard = 1, .index = 1 }, 1, 0, "" },
+		{ { .kind = RECORD_ENTRY, .shard = 1, .index = 2 },
+		  1,
+		  2,
+		  "entries 1..1 of shard 1 are missing" },
+		{ { .kind = RECORD_ENTRY, .shard = 1, .index = 0 },
+		  1,
+		  2,
+		  "a record of batch 1 makes no sense" },
+		{ { .kind = RECORD_ENTRY, .shard = 3, .index = 1 },
+		  1,
+		  0,
+		  "a record of batch 1 makes no sense" },
+		{ { .kind = RECORD_ENTRY, .shard = 1, .index = 1ull << 60 },
+		  1,
+		  2,
+		  "cannot follow" },
+		{ { .kind = (enum record_kind)4, .shard = 1, .index = 1 },
+		  1,
+		  2,
+		  "a record of batch 1 makes no sense" },
+		{ { .kind = RECORD_ENTRY, .shard = 1, .index = 1 },
+		  2,
+		  5,
+		  "batches 1..1 are missing" },
+	};
+	size_t i;
+
+	for (i = 0; i < ARRAY_LEN(c); i++) {
+		runner_context("case %zu", i);
+		begin(29, 4);
+		stop_node();
+		forge(&c[i].rec, c[i].number, 0);
+		EXPECT_RC(verify(), c[i].says[0] != '\0' ? RC_CORRUPT : RC_OK);
+		EXPECT_HAS(lines, c[i].says);
+		EXPECT_RC(rig_open(&rig), RC_OK);
+		EXPECT_UINT(log_status(rig.log, 1, NULL) == LOG_DAMAGED,
+			    (c[i].set >> 1 & 1));
+		EXPECT_UINT(log_status(rig.log, 0, NULL) == LOG_DAMAGED,
+			    (c[i].set & 1));
+		end();
+	}
+}
+
+static void count_dumped(void *arg, uint32_t shard, const struct log_entry *e)
+{
+	uint64_t *sum = arg;
+
+	*sum += e->index * 100 + shard;
+}
+
+TEST(dump_gives_every_record)
+{
+	uint64_t sum = 0;
+
+	begin_with_three(30);
+	stop_node();
+	EXPECT_RC(log_verify(world_disk(rig.w, 0), &rig.cfg, note_line,
+			     count_dumped, &sum, NULL),
+		  RC_OK);
+	EXPECT_UINT(sum, 303);
+	end();
+}
+
+TEST(verify_changes_nothing)
+{
+	uint64_t before;
+
+	begin_with_four(31);
+	before = world_count(rig.w, 0, WORLD_CHANGE);
+	EXPECT_RC(verify(), RC_OK);
+	EXPECT_UINT(world_count(rig.w, 0, WORLD_CHANGE), before);
+	end();
+}
+
+TEST(a_read_that_fails_once_is_repeated_by_blocks)
+{
+	struct world_fault f = { .kind = WORLD_EIO,
+				 .op = WORLD_READ,
+				 .nth = 2,
+				 .prefix = ONE };
+
+	begin_with_three(32);
+	stop_node();
+	world_fault(rig.w, rig.node, &f);
+	EXPECT_UINT(damage(), 0);
+	EXPECT_UINT(world_faults_fired(rig.w, rig.node), 1);
+	stop_node();
+	/* Blocks that stay unreadable are bad. */
+	f.sticky = true;
+	world_fault(rig.w, rig.node, &f);
+	EXPECT_UINT(damage(), 7);
+	world_faults_clear(rig.w, rig.node);
+	end();
+}
+
 /* ---- the ballot's counter ---- */
 
 TEST(ballot_file_that_lost_writes_is_found)
