@@ -511,6 +511,8 @@ static enum rc raw_parse(const struct raw *raw, const char *path,
 
 	rc = label("node.name", raw->node.name, cfg->node_name,
 		   sizeof(cfg->node_name), why);
+	cfg->named = raw->node.name != NULL;
+	cfg->numbered = raw->node.id != NULL;
 	if (rc == RC_OK)
 		rc = number("node.id", raw->node.id, UNIT_NONE, 1, INT64_MAX,
 			    &cfg->node_id, why);
@@ -866,18 +868,24 @@ static enum rc path_join(const char *dir, const char *name, char *out, size_t n,
 	return RC_OK;
 }
 
-enum rc config_dev(struct config *cfg, const char *data, struct detail *why)
+enum rc config_place(struct config *cfg, const char *data, struct detail *why)
 {
-	struct grant *g;
-	enum rc rc;
+	enum rc rc = copy_text("data", data, cfg->data, sizeof(cfg->data), why);
 
-	rc = copy_text("data", data, cfg->data, sizeof(cfg->data), why);
 	if (rc == RC_OK)
 		rc = path_join(data, "holdfast.sock", cfg->socket,
 			       sizeof(cfg->socket), why);
 	if (rc == RC_OK)
 		rc = path_join(data, "holdfastd.pid", cfg->pid_file,
 			       sizeof(cfg->pid_file), why);
+	return rc;
+}
+
+enum rc config_dev(struct config *cfg, const char *data, struct detail *why)
+{
+	struct grant *g;
+	enum rc rc = config_place(cfg, data, why);
+
 	if (rc != RC_OK)
 		return rc;
 	g = calloc(1, sizeof(*g));

@@ -19,6 +19,8 @@
 struct config {
 	char node_name[64];
 	uint64_t node_id;
+	bool named;    /* The configuration says node.name, node.id: the data */
+	bool numbered; /* directory must be that node's. */
 	char data[CONFIG_PATH_MAX];
 	char socket[CONFIG_PATH_MAX];
 	char pid_file[CONFIG_PATH_MAX];
@@ -39,6 +41,9 @@ void config_release(struct config *cfg);
 /* --dev: defaults, everything in `data`, the own uid may do everything in
  * default/dev. RC_INVALID: the paths are too long. */
 enum rc config_dev(struct config *cfg, const char *data, struct detail *why);
+
+/* Data directory, socket and process id are in `data`. */
+enum rc config_place(struct config *cfg, const char *data, struct detail *why);
 
 /* The default place: $XDG_STATE_HOME/holdfast or ~/.local/state/holdfast.
  * RC_NOT_FOUND: neither variable is set. */

@@ -12,7 +12,8 @@ static const char usage[] =
 	"       holdfastd --dev [--data DIR] serve alone, without "
 	"configuration\n"
 	"       holdfastd --config FILE --check-config | --print-config\n"
-	"       holdfastd --format DIR       make an empty data directory\n"
+	"       holdfastd --format DIR [--config FILE]  make an empty data\n"
+	"                                    directory for the node of FILE\n"
 	"       holdfastd --log-verify DIR   check the log of a stopped node\n"
 	"       holdfastd --log-dump DIR     and print its records\n"
 	"       holdfastd --version | --help\n"
@@ -159,18 +160,21 @@ static int serve(const struct args *a)
 	return code;
 }
 
-static int format(const char *data)
+/* The directory is that of the configuration's node; where it lies is said by
+ * the argument alone. */
+static int format(const struct args *a)
 {
 	struct detail why = { { 0 }, { 0 } };
 	struct config cfg;
-	enum rc rc;
+	enum rc rc = RC_OK;
 	int code;
 
 	config_default(&cfg);
-	rc = config_dev(&cfg, data, &why);
-	if (rc != RC_OK)
-		return config_fail(rc, &why);
-	code = node_format(&cfg);
+	if (a->config != NULL)
+		rc = config_load(&cfg, a->config, &why);
+	if (rc == RC_OK)
+		rc = config_place(&cfg, a->format, &why);
+	code = rc == RC_OK ? node_format(&cfg) : config_fail(rc, &why);
 	config_release(&cfg);
 	return code;
 }
@@ -192,7 +196,7 @@ int main(int argc, char **argv)
 		return NODE_EXIT_OK;
 	}
 	if (a.format != NULL)
-		return format(a.format);
+		return format(&a);
 	if (a.verify != NULL || a.dump != NULL)
 		return node_log_verify(a.dump != NULL ? a.dump : a.verify,
 				       a.dump != NULL);

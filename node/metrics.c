@@ -295,8 +295,8 @@ static void status_log(const struct log_stats *log, struct pack_w *w)
 	put_u64(w, "syncs", log->syncs);
 	put_u64(w, "bytes", log->bytes);
 	put_u64(w, "sync_us_mean",
-		log->batches == 0 ? 0
-				  : log->sync_ns_sum / log->batches / 1000u);
+		log->syncs == 0 ? 0
+				: log->sync_ns_sum / log->syncs / 1000u);
 	put_u64(w, "sync_us_max", log->sync_ns_max / 1000u);
 	put_u64(w, "segments", log->segments);
 	put_u64(w, "live_bytes", log->live_bytes);

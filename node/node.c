@@ -286,6 +286,26 @@ static void node_ready(void *arg)
 		 F("boot", core_identity(node->core)->boot));
 }
 
+/* Principals are named after the node of the data directory: a configuration
+ * that says another name would grant to nobody. */
+static enum rc node_check_name(struct node *node, struct detail *why)
+{
+	const struct config *cfg = node->cfg;
+	struct identity id;
+
+	if (identity_read(node->disk, &id, NULL) != RC_OK)
+		return RC_OK; /* core_open says what is wrong with it. */
+	if (cfg->named && strcmp(id.node_name, cfg->node_name) != 0)
+		return detail_set(why, RC_INVALID, "node.name",
+				  "the data directory is that of node `%s`",
+				  id.node_name);
+	if (cfg->numbered && id.node_id != cfg->node_id)
+		return detail_set(why, RC_INVALID, "node.id",
+				  "the data directory is that of node %" PRIu64,
+				  id.node_id);
+	return RC_OK;
+}
+
 static enum rc node_open(struct node *node, bool format, struct detail *why)
 {
 	enum rc rc;
@@ -303,6 +323,8 @@ static enum rc node_open(struct node *node, bool format, struct detail *why)
 	rc = node_open_disk(node, format, why);
 	if (rc == RC_OK)
 		rc = node_open_bind(node, why);
+	if (rc == RC_OK)
+		rc = node_check_name(node, why);
 	if (rc == RC_OK)
 		rc = core_open(&node->env.env, node->disk, NULL,
 			       &node->cfg->core, node->bind, node_ready, node,

@@ -343,7 +343,12 @@ static void conn_value(struct conn *c, uint32_t id, const struct pack_w *w)
 void rpc_answer(struct rpc_slot *slot, const struct answer *a)
 {
 	CHECK_OBJ(slot, SLOT_MAGIC);
-	conn_answer(slot->conn, slot->id, a);
+	struct answer named = *a;
+
+	/* What is not a call has no id of its own. */
+	if (named.request_id == 0)
+		named.request_id = slot->conn->rpc->next_id++;
+	conn_answer(slot->conn, slot->id, &named);
 	slot_put(slot);
 }
 

@@ -30,6 +30,7 @@ enum rc gate_init(struct gate *g, struct host *host,
 	*g = (struct gate){ .host = host, .open = open, .fail = fail };
 	TAILQ_INIT(&g->far);
 	TAILQ_INIT(&g->unproved);
+	TAILQ_INIT(&g->unasked);
 	g->slots = SLOTS_MIN;
 	g->ring = slots_new(g->slots);
 	return g->ring != NULL ? RC_OK : RC_NOMEM;
@@ -41,6 +42,7 @@ void gate_release(struct gate *g)
 
 	CHECK(TAILQ_EMPTY(&g->far));
 	CHECK(TAILQ_EMPTY(&g->unproved));
+	CHECK(TAILQ_EMPTY(&g->unasked));
 	for (i = 0; i < g->slots; i++)
 		CHECK(TAILQ_EMPTY(&g->ring[i].waiting));
 	free(g->ring);
@@ -119,12 +121,23 @@ void gate_noted(struct gate *g, uint64_t mark, bool lagged, uint64_t now_ns)
 	}
 }
 
+static struct event_list *proof_list(struct gate *g, const struct event *ev)
+{
+	return ev->need_proof == UINT64_MAX ? &g->unasked : &g->unproved;
+}
+
 uint64_t gate_prove(struct gate *g, uint64_t now_ns)
 {
 	uint64_t ticket = g->host->ops->prove(g->host, g->epoch);
+	struct event *ev;
 
 	if (ticket == 0)
 		return UINT64_MAX;
+	while ((ev = TAILQ_FIRST(&g->unasked)) != NULL) {
+		TAILQ_REMOVE(&g->unasked, ev, link);
+		ev->need_proof = ticket;
+		TAILQ_INSERT_TAIL(&g->unproved, ev, link);
+	}
 	if (ticket > g->asked)
 		g->asked = ticket;
 	/* Only one question is timed at a time: it is about the newest proof,
@@ -164,7 +177,7 @@ void gate_enter(struct gate *g, struct event *ev)
 {
 	if (ev->need_proof > g->proved) {
 		ev->state = EVENT_UNPROVED;
-		TAILQ_INSERT_TAIL(&g->unproved, ev, link);
+		TAILQ_INSERT_TAIL(proof_list(g, ev), ev, link);
 	} else {
 		wait_for_mark(g, ev);
 	}
@@ -176,7 +189,7 @@ void gate_leave(struct gate *g, struct event *ev)
 
 	CHECK(event_at_gate(ev));
 	if (ev->state == EVENT_UNPROVED)
-		list = &g->unproved;
+		list = proof_list(g, ev);
 	else if (ev->state == EVENT_UNCOMMITTED)
 		list = &slot_of(g, ev->need_mark)->waiting;
 	TAILQ_REMOVE(list, ev, link);
@@ -313,6 +326,7 @@ void gate_drain(struct gate *g, void (*cb)(struct event *ev))
 	size_t i;
 
 	drain(&g->unproved, cb);
+	drain(&g->unasked, cb);
 	drain(&g->far, cb);
 	for (i = 0; i < g->slots; i++)
 		drain(&g->ring[i].waiting, cb);

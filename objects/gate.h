@@ -43,6 +43,8 @@ struct gate {
 	size_t slots;           /* A power of two. */
 	struct event_list far;  /* Beyond the ring. */
 	struct event_list unproved; /* In order of ticket. */
+	struct event_list unasked;  /* For whom nothing could be asked: they go
+				     * with the next question. */
 	uint64_t committed;
 	uint64_t index; /* Of the entry that holds `committed`. */
 	uint64_t newest;
@@ -70,7 +72,8 @@ void gate_lead(struct gate *g, uint64_t epoch);
 /* A unit or tick got this mark at `now_ns`. */
 void gate_noted(struct gate *g, uint64_t mark, bool lagged, uint64_t now_ns);
 /* Ask for a proof that begins after now; its ticket. UINT64_MAX, which is never
- * proved, when the epoch is over: the loss of it ends who waits. */
+ * proved, when it cannot be asked for: the next that can serves as well, or the
+ * loss of the epoch ends who waits. */
 uint64_t gate_prove(struct gate *g, uint64_t now_ns);
 /* A lagged answer will soon need one: asked for in time, nobody waits. */
 void gate_freshen(struct gate *g, uint64_t now_ns);

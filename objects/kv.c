@@ -44,7 +44,10 @@ struct kv_op {
 static enum rc kv_row_read(const struct row_view *view, struct kv_row *row)
 {
 	struct pack_r r = pack_reader(view->value.p, view->value.n);
+	enum rc rc = row_version_read(&r);
 
+	if (rc != RC_OK)
+		return rc;
 	row->exists = true;
 	row->expires_ns = view->expires_ns;
 	if (pack_get_u64(&r, &row->rev) != RC_OK ||
@@ -78,6 +81,7 @@ static enum rc kv_row_put(struct event *ev, const struct pack_val *key,
 
 	*rev = ev_bump(ev);
 	pack_w_init(&w, KV_ROW_BYTES_MAX);
+	row_version_write(&w);
 	pack_u64(&w, *rev);
 	pack_bool(&w, key->type == PACK_BIN);
 	pack_raw(&w, value.p, value.n);

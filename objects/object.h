@@ -266,6 +266,23 @@ enum run ev_call(struct event *ev, const char *address, const char *method,
 		 struct pack_bytes args);
 enum run ev_wait(struct event *ev, uint64_t until_ns);
 
+/* The value of every row of a class begins with the version of its format, so
+ * that a later Holdfast may write another and this one says so. */
+#define ROW_VERSION 1u
+static inline void row_version_write(struct pack_w *w)
+{
+	pack_u64(w, ROW_VERSION);
+}
+/* RC_VERSION: a newer Holdfast wrote the row. RC_CORRUPT: nobody did. */
+static inline enum rc row_version_read(struct pack_r *r)
+{
+	uint64_t v;
+
+	if (pack_get_u64(r, &v) != RC_OK || v == 0)
+		return RC_CORRUPT;
+	return v > ROW_VERSION ? RC_VERSION : RC_OK;
+}
+
 /* An object's head record: what is known of it without its rows. */
 struct object_head {
 	struct pack_bytes tenant, env, cls, name; /* name.n 0: by id only */

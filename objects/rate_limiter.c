@@ -96,7 +96,10 @@ static enum rc policy_read(struct pack_bytes value, struct policy *p)
 	struct pack_r r = pack_reader(value.p, value.n);
 	uint64_t durability;
 	uint64_t period_ms;
+	enum rc rc = row_version_read(&r);
 
+	if (rc != RC_OK)
+		return rc;
 	if (pack_get_u64(&r, &p->rev) != RC_OK ||
 	    pack_get_u64(&r, &p->limit) != RC_OK ||
 	    pack_get_u64(&r, &period_ms) != RC_OK ||
@@ -215,7 +218,10 @@ static enum rc tat_read(const struct check *c, struct pack_bytes value,
 	uint64_t rest;
 	uint64_t limit;
 	uint64_t rev;
+	enum rc rc = row_version_read(&r);
 
+	if (rc != RC_OK)
+		return rc;
 	if (pack_get_u64(&r, &ns) != RC_OK ||
 	    pack_get_u64(&r, &rest) != RC_OK ||
 	    pack_get_u64(&r, &limit) != RC_OK ||
@@ -262,6 +268,7 @@ static enum rc tat_put(struct check *c, i128 tat)
 	if (keep_ns <= ns)
 		keep_ns = ns + 1;
 	pack_w_init(&w, 64);
+	row_version_write(&w);
 	pack_u64(&w, ns);
 	pack_u64(&w, (uint64_t)(tat % p->limit));
 	pack_u64(&w, p->limit);
@@ -693,6 +700,7 @@ static enum rc policy_write(struct event *ev, struct pack_bytes name,
 	enum rc rc;
 
 	pack_w_init(&w, 128);
+	row_version_write(&w);
 	pack_u64(&w, p->rev);
 	pack_u64(&w, p->limit);
 	pack_u64(&w, p->period_ns / MS_NS);

@@ -18,7 +18,7 @@
 #define ADDRESS_BYTES_MAX 2048u        /* An address as it is written. */
 #define IDEM_BYTES_MAX 64u             /* An idempotency key. */
 #define PRINCIPAL_BYTES_MAX 256u       /* A principal's name. */
-#define TRACE_BYTES_MAX 64u            /* A W3C traceparent. */
+#define TRACE_BYTES_MAX 128u            /* A W3C traceparent. */
 #define DEADLINE_DEFAULT_MS 5000u      /* Of a call that names none. */
 #define DEADLINE_MAX_MS 60000u         /* The longest a call may live. */
 

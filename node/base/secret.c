@@ -67,7 +67,7 @@ static enum rc lock_pages(size_t bytes, struct detail *why)
 	if (mlock2(arena.pages, bytes, 0) == 0)
 		return RC_OK;
 	(void)getrlimit(RLIMIT_MEMLOCK, &limit);
-	return detail_set(why, RC_DENIED, "secret_arena_bytes",
+	return detail_set(why, RC_DENIED, "limits.secret_bytes",
 			  "cannot lock %zu bytes for secrets (errno %d); "
 			  "RLIMIT_MEMLOCK is %llu: raise it (ulimit -l, "
 			  "LimitMEMLOCK=) or make the arena smaller",

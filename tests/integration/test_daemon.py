@@ -92,6 +92,26 @@ def test_config_does_not_format():
     shutil.rmtree(d)
 
 
+def test_a_configuration_of_another_node_is_refused():
+    d, path = config("data: data\nlisten: {socket: data/holdfast.sock}\n"
+                     "node: {name: alpha}\nstorage: {shards: 3}\n")
+    data = os.path.join(d, "data")
+    assert run("holdfastd", "--format", data).returncode == 0
+    r = run("holdfastd", "--config", path)
+    assert r.returncode == 78 and "node.name" in r.stderr, r
+    shutil.rmtree(data)
+    r = run("holdfastd", "--format", data, "--config", path)
+    assert r.returncode == 0, r
+    with open(path, "a") as f:
+        f.write("pid_file: data/holdfastd.pid\ngrants:\n"
+                "  - {principal: 'unix:alpha:%d', class: '*',"
+                " rights: [read, write, admin]}\n" % os.geteuid())
+    with Node(data=data, args=["--config", path]).start() as n:
+        s = n.client().rpc("status")
+        assert s["node"] == "alpha" and len(s["shards"]) == 3, s
+    shutil.rmtree(d)
+
+
 def test_modes_pid_and_clean_stop():
     with Node().start() as n:
         assert stat.S_IMODE(os.stat(n.socket).st_mode) == 0o600

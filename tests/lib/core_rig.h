@@ -51,6 +51,19 @@ struct rig {
 
 static struct rig rig;
 
+/* Around what the rig itself allocates: fault_hold and fault_release of
+ * tests/lib/fault.h, in tests that let allocations fail. */
+static void (*rig_hold)(void);
+static void (*rig_release)(void);
+
+static inline void rig_own(bool on)
+{
+	void (*f)(void) = on ? rig_hold : rig_release;
+
+	if (f != NULL)
+		f();
+}
+
 static inline struct pack_bytes rig_bytes(const char *s)
 {
 	return (struct pack_bytes){ (const uint8_t *)s, strlen(s) };
@@ -215,7 +228,9 @@ static inline void rig_reply(void *arg, const struct answer *a)
 	t->request_id = a->request_id;
 	t->owner = a->owner;
 	if (a->rc == RC_OK) {
+		rig_own(true);
 		t->result = malloc(a->result.n + 1);
+		rig_own(false);
 		memcpy(t->result, a->result.p, a->result.n);
 		t->result_n = a->result.n;
 	}
@@ -228,9 +243,12 @@ static inline struct told *rig_send(const char *who, struct pack_bytes params)
 {
 	struct caller caller = { .tenant = rig_bytes("default"),
 				 .env = rig_bytes("dev") };
-	struct told *t = calloc(1, sizeof(*t));
+	struct told *t;
 	struct call *c;
 
+	rig_own(true);
+	t = calloc(1, sizeof(*t));
+	rig_own(false);
 	EXPECT_NOT_NULL(t);
 	caller.principal = rig_bytes(who);
 	t->next = rig.all;
@@ -252,6 +270,7 @@ static inline struct told *rig_start(const char *who, const char *address,
 	struct told *t;
 	struct pack_w w;
 
+	rig_own(true);
 	pack_w_init(&w, 64u << 20);
 	pack_array(&w, options != NULL ? 4 : 3);
 	pack_cstr(&w, address);
@@ -259,6 +278,7 @@ static inline struct told *rig_start(const char *who, const char *address,
 	say_pack(&w, args);
 	if (options != NULL)
 		say_pack(&w, options);
+	rig_own(false);
 	EXPECT_RC(w.rc, RC_OK);
 	t = rig_send(who, (struct pack_bytes){ w.p, w.n });
 	pack_w_release(&w);

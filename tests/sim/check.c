@@ -1271,6 +1271,7 @@ struct limiter_history {
 	uint64_t period_ns;
 	uint64_t burst;
 	unsigned keys;
+	bool forgets;
 	struct limiter_call **calls;
 	size_t n;
 	size_t cap;
@@ -1281,7 +1282,8 @@ struct limiter_history {
 struct limiter_history *limiter_history_new(const char *name,
 					    enum limiter_class class,
 					    uint64_t limit, uint64_t period_ns,
-					    uint64_t burst, unsigned keys)
+					    uint64_t burst, unsigned keys,
+					    bool forgets)
 {
 	struct limiter_history *h = sim_alloc(sizeof(*h));
 
@@ -1291,6 +1293,7 @@ struct limiter_history *limiter_history_new(const char *name,
 	h->period_ns = period_ns;
 	h->burst = burst;
 	h->keys = keys;
+	h->forgets = forgets;
 	return h;
 }
 
@@ -1475,7 +1478,7 @@ static bool key_is_bad(const struct limiter_history *h,
 		if (was_taken(calls[i]))
 			bad = too_many(h, calls, n, i, out);
 		else if (calls[i]->end == CALL_DONE && !calls[i]->allowed &&
-			 !calls[i]->reset)
+			 !calls[i]->reset && !h->forgets)
 			bad = denied_for_nothing(h, calls, n, sums, calls[i],
 						 out);
 	}

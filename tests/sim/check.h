@@ -166,10 +166,12 @@ struct limiter_call {
 
 struct limiter_history;
 
+/* `forgets`: it may deny for no reason that can be seen. */
 struct limiter_history *limiter_history_new(const char *name,
 					    enum limiter_class class,
 					    uint64_t limit, uint64_t period_ns,
-					    uint64_t burst, unsigned keys);
+					    uint64_t burst, unsigned keys,
+					    bool forgets);
 void limiter_history_free(struct limiter_history *h);
 struct limiter_call *limiter_history_add(struct limiter_history *h);
 size_t limiter_history_calls(const struct limiter_history *h);

@@ -14,7 +14,7 @@
 #include "node/base/check.h"
 
 #define CHILDREN_MAX 16u
-#define REPORT_BYTES (256u << 10)
+#define REPORT_BYTES (4u << 20)
 
 struct child {
 	pid_t pid; /* 0: none. */

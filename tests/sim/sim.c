@@ -109,6 +109,8 @@ static void say_outcome(const char *what, uint64_t seed,
 	if (o->broken)
 		printf("FAIL %s %" PRIu64 " breaks %s: %s\n%s\n", what, seed,
 		       o->breach.invariant, o->breach.text, report);
+	if (!o->broken && opt.loud)
+		printf("%s", report);
 	(void)fflush(stdout);
 }
 

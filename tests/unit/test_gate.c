@@ -205,6 +205,32 @@ TEST(when_the_epoch_is_over_a_proof_never_comes)
 	gate_release(&w.gate);
 }
 
+/* One for whom nothing could be asked holds up nobody behind it. */
+TEST(who_could_not_ask_goes_with_the_next_question)
+{
+	struct world w;
+	struct event *a;
+	struct event *b;
+	struct event *c;
+
+	world_init(&w);
+	w.over = true;
+	a = enter(&w, 0, gate_prove(&w.gate, MS));
+	c = enter(&w, 0, gate_prove(&w.gate, MS));
+	gate_leave(&w.gate, c);
+	w.over = false;
+	b = enter(&w, 0, gate_prove(&w.gate, MS));
+	EXPECT_UINT(opened_n, 0);
+	gate_proved(&w.gate, 1, RC_OK);
+	EXPECT_UINT(opened_n, 2);
+	EXPECT_TRUE(opened[0] == a);
+	EXPECT_TRUE(opened[1] == b);
+	free(a);
+	free(b);
+	free(c);
+	gate_release(&w.gate);
+}
+
 TEST(who_leaves_is_not_let_out_later)
 {
 	struct world w;

@@ -1,0 +1,302 @@
+/*
+ * What joins a shard to its objects: turns become entries, marks become
+ * indexes, and memory that runs out ends in an error or a clean stop.
+ */
+#include "node/core/route.h"
+#include "tests/lib/core_rig.h"
+#include "tests/lib/fault.h"
+
+static uint64_t index_of(const struct told *t)
+{
+	struct pack_r r = pack_reader(t->result, t->result_n);
+	struct pack_bytes meta;
+	uint32_t n;
+
+	EXPECT_RC(t->rc, RC_OK);
+	EXPECT_RC(pack_get_array(&r, &n), RC_OK);
+	EXPECT_RC(pack_skip(&r, NULL), RC_OK);
+	EXPECT_RC(pack_skip(&r, &meta), RC_OK);
+	return say_u64(meta, "index");
+}
+
+static struct told *put(const char *address)
+{
+	return rig_start("me", address, "put", "{'key':'k','value':1}",
+			 "{'meta':true}");
+}
+
+static void one_shard(uint64_t seed)
+{
+	rig_new(seed);
+	rig.id.shards = 1;
+	rig_format();
+	rig_boot();
+}
+
+TEST(the_effects_of_a_turn_share_an_entry)
+{
+	struct told *t[50];
+	char address[32];
+	uint64_t before;
+	unsigned i;
+
+	one_shard(1);
+	for (i = 0; i < 50; i++) {
+		snprintf(address, sizeof(address), "kv/%u", i);
+		(void)rig_wait(put(address));
+	}
+	/* In memory: one turn, one entry, whatever the object. */
+	before = rig_entries();
+	for (i = 0; i < 50; i++) {
+		snprintf(address, sizeof(address), "kv/%u", i);
+		t[i] = put(address);
+	}
+	for (i = 0; i < 50; i++) {
+		rig_wait(t[i]);
+		EXPECT_UINT(index_of(t[i]), index_of(t[0]));
+	}
+	EXPECT_UINT(rig_entries() - before, 1);
+	rig_end();
+}
+
+TEST(what_comes_while_the_log_writes_shares_the_next)
+{
+	struct told *first;
+	struct told *t[20];
+	unsigned i;
+
+	one_shard(2);
+	world_sync_time(rig.w, 0, 20000, 20000, 0, 0);
+	(void)rig_wait(put("kv/a"));
+	first = put("kv/a");
+	world_step(rig.w);
+	for (i = 0; i < 20; i++) {
+		t[i] = put("kv/a");
+		rig_pass(1);
+	}
+	rig_wait(first);
+	for (i = 0; i < 20; i++)
+		rig_wait(t[i]);
+	EXPECT_UINT(index_of(t[0]), index_of(first) + 1);
+	EXPECT_UINT(index_of(t[9]), index_of(t[0]));
+	rig_end();
+}
+
+TEST(reads_write_nothing)
+{
+	uint64_t before;
+	unsigned i;
+
+	one_shard(3);
+	(void)rig_wait(put("kv/a"));
+	before = rig_entries();
+	for (i = 0; i < 20; i++)
+		EXPECT_RC(rig_ask("kv/a", "get", "{'key':'k'}", NULL)->rc,
+			  RC_OK);
+	EXPECT_UINT(rig_entries(), before);
+	rig_end();
+}
+
+/* An expiry between the newest stamp in the log and now is shown only when its
+ * moment is in the log; afterwards it costs nothing. */
+TEST(an_expiry_costs_one_tick)
+{
+	struct told *t[10];
+	uint64_t before;
+	unsigned i;
+
+	one_shard(4);
+	rig_expect_ok("kv/a", "put", "{'key':'k','value':1,'ttl_ms':500}",
+		      "{'rev':1}");
+	rig_pass(501);
+	before = rig_entries();
+	for (i = 0; i < 10; i++)
+		t[i] = rig_start("me", "kv/a", "get", "{'key':'k'}", NULL);
+	for (i = 0; i < 10; i++)
+		EXPECT_RC(rig_wait(t[i])->rc, RC_NOT_FOUND);
+	EXPECT_UINT(rig_entries(), before + 1);
+	EXPECT_RC(rig_ask("kv/a", "get", "{'key':'k'}", NULL)->rc,
+		  RC_NOT_FOUND);
+	EXPECT_UINT(rig_entries(), before + 1);
+	rig_end();
+}
+
+/* Many times what the log holds goes through it. */
+TEST(the_log_is_trimmed_behind_what_is_checkpointed)
+{
+	static char args[60100];
+	unsigned refused = 0;
+	unsigned i;
+
+	rig_new(5);
+	rig.id.shards = 2;
+	rig.cfg.log_bytes_max = 4 * SEGMENT_BYTES_MIN;
+	rig_format();
+	rig_boot();
+	i = (unsigned)snprintf(args, sizeof(args), "{'key':'k','value':'");
+	memset(args + i, 'v', 60000);
+	memcpy(args + i + 60000, "'}", 3);
+	for (i = 0; i < 300; i++) {
+		char address[32];
+		struct told *t;
+
+		snprintf(address, sizeof(address), "kv/%u", i % 5);
+		t = rig_ask(address, "put", args, NULL);
+		if (t->rc == RC_OVERLOADED) {
+			/* Until the checkpoint that was asked for is made. */
+			EXPECT_TRUE(t->retry_after_ms >= 0);
+			refused++;
+			rig_pass(200);
+			continue;
+		}
+		EXPECT_RC(t->rc, RC_OK);
+		rig_forget_calls();
+	}
+	EXPECT_TRUE(refused < 100);
+	rig_kill();
+	rig_boot();
+	EXPECT_RC(rig_ask("kv/1", "get", "{'key':'k'}", NULL)->rc, RC_OK);
+	rig_end();
+}
+
+TEST(nobody_owns_a_shard_before_its_election)
+{
+	struct detail why = { { 0 }, { 0 } };
+	struct told *t;
+	struct route r;
+
+	one_shard(6);
+	rig_close();
+	EXPECT_RC(rig_open(&why), RC_OK);
+	r = route_find(core_bridge(rig.core, 0));
+	EXPECT_INT(r.to, ROUTE_NOBODY);
+	t = rig_start("me", "kv/a", "get", "{'key':'k'}", NULL);
+	rig_wait(t);
+	EXPECT_RC(t->rc, RC_NO_QUORUM);
+	EXPECT_INT(t->outcome, OUTCOME_REFUSED);
+	EXPECT_TRUE(t->retry_after_ms > 0);
+	EXPECT_TRUE(world_run_flag(rig.w, &rig.ready, RIG_WAIT_MS));
+	r = route_find(core_bridge(rig.core, 0));
+	EXPECT_INT(r.to, ROUTE_HERE);
+	EXPECT_UINT(r.node_id, 1);
+	rig_end();
+}
+
+/* ---- faults ---- */
+
+TEST(a_failed_sync_is_the_end)
+{
+	struct told *t;
+
+	one_shard(10);
+	rig_expect_ok("kv/a", "incr", "{'key':'n'}", "{'value':1,'rev':1}");
+	world_fault(rig.w, 0,
+		    &(struct world_fault){ .kind = WORLD_EIO,
+					   .op = WORLD_SYNC,
+					   .nth = 1,
+					   .prefix = "log" });
+	t = rig_start("me", "kv/a", "incr", "{'key':'n'}", NULL);
+	rig_pass(1000);
+	EXPECT_FALSE(t->done);
+	EXPECT_FALSE(world_alive(rig.w, 0));
+	EXPECT_NOT_NULL(world_stopped(rig.w, 0));
+	rig_power_cut();
+	world_faults_clear(rig.w, 0);
+	rig_boot();
+	/* The one that was not acknowledged may be there or not. */
+	t = rig_ask("kv/a", "incr", "{'key':'n'}", NULL);
+	EXPECT_RC(t->rc, RC_OK);
+	EXPECT_TRUE(say_u64(rig_result(t), "value") >= 2);
+	rig_end();
+}
+
+TEST(memory_runs_out_while_it_opens)
+{
+	unsigned failed = 0;
+	unsigned n;
+
+	one_shard(11);
+	rig_expect_ok("kv/a", "put", "{'key':'k','value':1}", "{'rev':1}");
+	rig_close();
+	for (n = 1;; n++) {
+		struct detail why = { { 0 }, { 0 } };
+		bool fired;
+		enum rc rc;
+
+		runner_context("allocation %u", n);
+		fault_alloc(n);
+		rc = rig_open(&why);
+		fired = fault_off();
+		if (!fired)
+			break;
+		if (rc == RC_OK) {
+			/* Something that can do without. */
+			EXPECT_TRUE(world_run_flag(rig.w, &rig.ready,
+						   RIG_WAIT_MS));
+			rig_close();
+			continue;
+		}
+		failed++;
+		EXPECT_TRUE(rc == RC_NOMEM || rc == RC_IO);
+		EXPECT_NULL(rig.core);
+		world_kill(rig.w, 0);
+	}
+	EXPECT_TRUE(failed > 10);
+	EXPECT_TRUE(world_run_flag(rig.w, &rig.ready, RIG_WAIT_MS));
+	rig_expect_ok("kv/a", "get", "{'key':'k'}", "{'value':1,'rev':1}");
+	rig_end();
+}
+
+/* Every allocation of a call's life: it ends with an error, or the node stops;
+ * what was acknowledged is there afterwards. */
+TEST(memory_runs_out_during_a_call)
+{
+	uint64_t value = 0;
+	unsigned errors = 0;
+	unsigned stops = 0;
+	unsigned calm = 0;
+	unsigned n;
+
+	rig_hold = fault_hold;
+	rig_release = fault_release;
+	one_shard(12);
+	for (n = 1; calm < 20; n++) {
+		struct told *t;
+		uint64_t now;
+
+		runner_context("allocation %u", n / 2 + 1);
+		rig_forget_calls();
+		/* Every other time the object is not in memory. */
+		if (n % 4 == 0) {
+			rig_kill();
+			rig_boot();
+		}
+		fault_alloc(n / 2 + 1);
+		t = rig_start("me", "kv/a", "incr", "{'key':'n'}",
+			      n % 2 == 0 ? "{'idem':'x'}" : NULL);
+		rig_pass(400);
+		calm = fault_off() ? 0 : calm + 1;
+		if (!world_alive(rig.w, 0)) {
+			stops++;
+			rig_kill();
+			rig_boot();
+		} else {
+			EXPECT_TRUE(t->done || t->call == NULL);
+			errors += t->rc != RC_OK || !t->done;
+		}
+		now = say_u64(rig_result(rig_ask("kv/a", "incr",
+						 "{'key':'n','by':0}", NULL)),
+			      "value");
+		EXPECT_TRUE(now >= value);
+		if (t->done && t->rc == RC_OK && n % 2 == 1)
+			EXPECT_TRUE(now >= value + 1);
+		if (t->done && t->outcome == OUTCOME_REFUSED && t->rc != RC_OK)
+			EXPECT_UINT(now, value);
+		EXPECT_TRUE(now <= value + 1);
+		value = now;
+	}
+	EXPECT_TRUE(errors + stops > 5);
+	rig_hold = NULL;
+	rig_release = NULL;
+	rig_end();
+}
