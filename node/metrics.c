@@ -488,8 +488,9 @@ static void listing_done(struct storage_heads *h, enum rc rc, bool more)
 	struct listing *l = h->arg;
 
 	CHECK_OBJ(l, LISTING_MAGIC);
-	if (rc != RC_OK) {
-		listing_refuse(l, RC_INTERNAL, NULL);
+	if (rc != RC_OK || core_is_closing(l->m->core)) {
+		listing_refuse(l, rc != RC_OK ? RC_INTERNAL : RC_OVERLOADED,
+			       NULL);
 		return;
 	}
 	if (l->full) {

@@ -247,6 +247,8 @@ static enum rc node_open_rpc(struct node *node, struct detail *why)
 	const struct rpc_config rpc_cfg = {
 		.socket_path = node->cfg->socket,
 		.connections_max = node->cfg->connections_max,
+		.frame_stall_ms = FRAME_STALL_MS,
+		.write_stall_ms = WRITE_STALL_MS,
 	};
 	struct rpc_host host;
 	enum rc rc;

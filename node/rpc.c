@@ -23,6 +23,7 @@
 #define SLOT_MAGIC 0x534c4f54u
 
 #define SWEEP_MS         1000u
+#define FORGET_BYTES_MIN 4096u
 #define PROTOCOL_VERSION 1u
 
 struct conn;
@@ -32,6 +33,7 @@ struct rpc_slot {
 	uint32_t id; /* The request's, as the client numbers it. */
 	struct conn *conn;
 	struct call *call; /* NULL: not a call. */
+	size_t held;       /* Of its answer, which may not leave yet. */
 	LIST_ENTRY(rpc_slot) link;
 };
 
@@ -65,9 +67,11 @@ struct conn {
 	struct pack_w wire; /* Being written by libuv. */
 	size_t wire_at;
 	uint64_t stuck_ms; /* Since when nothing could be written. */
+	size_t stuck_left; /* How much was left then. */
 	uv_write_t write;
 
 	uint32_t calls;
+	size_t held; /* Of all slots. */
 	LIST_HEAD(, rpc_slot) slots;
 	LIST_HEAD(, rpc_slot) dying; /* Cancelled, not yet ended. */
 	TAILQ_ENTRY(conn) link;
@@ -88,6 +92,10 @@ struct rpc {
 		uv_stream_t stream;
 		uv_pipe_t pipe;
 	};
+	uint32_t frame_stall_ms;
+	uint32_t write_stall_ms;
+	uint32_t sweep_ms;
+	bool accept_owed; /* No memory for one that has come. */
 	bool listening;
 	bool closing;
 	uint32_t open_handles;
@@ -125,9 +133,27 @@ static void conn_dirty(struct conn *c)
 	env_post(rpc->env, &rpc->send_task);
 }
 
+static size_t conn_unsent(const struct conn *c)
+{
+	return c->out.n + (c->wire.n - c->wire_at);
+}
+
+/* Answers that wait for their commit are on their way here too. */
 static bool conn_out_full(const struct conn *c)
 {
-	return c->out.n + (c->wire.n - c->wire_at) > CONNECTION_OUT_PAUSE_BYTES;
+	return conn_unsent(c) + c->held > CONNECTION_OUT_PAUSE_BYTES;
+}
+
+/* What a read gave, and has no room: it may be asked again. Half of the room is
+ * for answers that tell what has happened. */
+static bool conn_may_forget(const struct conn *c, const struct answer *a)
+{
+	size_t n = a->result.n;
+
+	if (a->rc != RC_OK || !a->repeatable || n < FORGET_BYTES_MIN)
+		return false;
+	return conn_unsent(c) + n > CONNECTION_OUT_BYTES_MAX / 2 ||
+	       c->rpc->out_bytes + n > CONNECTIONS_OUT_BYTES_MAX / 2;
 }
 
 /* A client's failing to read closes its connection, nobody else's. */
@@ -211,6 +237,7 @@ static void conn_flush(struct conn *c)
 	c->wire_at = (size_t)n;
 	c->writing = true;
 	c->stuck_ms = env_now_ms(rpc->env);
+	c->stuck_left = c->wire.n - c->wire_at;
 	c->write.data = c;
 	buf = uv_buf_init((char *)c->wire.p + c->wire_at,
 			  (unsigned)(c->wire.n - c->wire_at));
@@ -256,6 +283,7 @@ static void slot_put(struct rpc_slot *s)
 	struct conn *c = s->conn;
 
 	LIST_REMOVE(s, link);
+	c->held -= s->held;
 	s->magic = 0;
 	pool_put(&c->rpc->slots, s);
 	c->calls--;
@@ -295,10 +323,20 @@ static void error_write(struct conn *c, uint32_t id, const struct answer *a)
 
 static void conn_answer(struct conn *c, uint32_t id, const struct answer *a)
 {
+	static const struct detail unread = {
+		.text = "answers wait to be read on this connection"
+	};
 	size_t before = c->out.n;
+	struct answer refusal = { .rc = RC_OVERLOADED,
+				  .outcome = OUTCOME_REFUSED,
+				  .why = &unread,
+				  .retry_after_ms = RETRY_AFTER_MS,
+				  .request_id = a->request_id };
 
 	if (c->closing)
 		return;
+	if (conn_may_forget(c, a))
+		a = &refusal;
 	if (a->rc == RC_OK) {
 		frame_response(&c->out, id);
 		pack_nil(&c->out);
@@ -370,8 +408,11 @@ static void begin_call(struct conn *c, const struct frame *f)
 	}
 	s->call = call_start(c->rpc->core, &c->caller, f->params, call_replied,
 			     s);
-	if (s->call != NULL)
+	if (s->call != NULL) {
+		s->held = call_held_bytes(s->call);
+		c->held += s->held;
 		return;
+	}
 	slot_put(s);
 	conn_refuse(c, f->id, RC_OVERLOADED, NULL,
 		    "too many calls in flight on this node");
@@ -536,6 +577,12 @@ static void request(struct conn *c, const struct frame *f)
 	}
 	if (!params_count(c, f, m))
 		return;
+	/* Whoever looks at shards or their storage is too late. */
+	if (core_is_closing(c->rpc->core)) {
+		conn_refuse(c, f->id, RC_OVERLOADED, NULL,
+			    "the node is stopping");
+		return;
+	}
 	switch (m->number) {
 	case RPC_call:
 		begin_call(c, f);

@@ -34,10 +34,13 @@ struct rpc_host {
 struct rpc_config {
 	const char *socket_path;
 	uint32_t connections_max;
+	uint32_t frame_stall_ms; /* FRAME_STALL_MS */
+	uint32_t write_stall_ms; /* WRITE_STALL_MS */
 };
 
 /* RC_EXISTS: somebody listens on the socket; RC_INVALID: the path is too long;
- * RC_IO otherwise. A dead socket file is replaced. */
+ * RC_IO, RC_NOMEM otherwise. A dead socket file is replaced. After an error
+ * nothing is left but a handle that closes in the loop. */
 enum rc rpc_open(uv_loop_t *loop, struct env *env, struct core *core,
 		 const struct rpc_config *cfg, const struct rpc_host *host,
 		 struct rpc **out, struct detail *why);

@@ -106,8 +106,8 @@ struct object {
 	uint64_t created_ns;
 	uint64_t full_ns; /* No memory row is worth keeping from then on. */
 	struct row *memory_at; /* The next to be looked at; NULL: the first. */
-	uint64_t used_ms; /* residents.now_ms of its last use. */
-	size_t memory;    /* As counted in residents.bytes. */
+	uint64_t used_ms;      /* residents.now_ms of its last use. */
+	size_t memory;         /* As counted in residents.bytes. */
 	uint32_t mailbox_n;
 	uint32_t nested_n;  /* Of them nested calls. */
 	uint32_t suspended; /* Events between two runs. */

@@ -452,6 +452,7 @@ struct storage {
 	struct db_meta applied;
 	uint64_t stored;
 	uint64_t checkpointed;
+	uint64_t wal_bytes; /* After the last flush; 0: it is empty. */
 	void *conf; /* As opened. */
 	struct env_timer timer;
 	enum busy busy;
@@ -635,6 +636,7 @@ static void flush_done(struct env_job *job)
 	gen_clear(s->old);
 	s->old = NULL;
 	readings_unpark(s);
+	s->wal_bytes = f->wal_bytes;
 	if (f->wal_bytes >= STATE_WAL_BYTES_MAX)
 		s->want_checkpoint = true;
 	s->listener->stored(s->listener, s->stored);
@@ -687,6 +689,7 @@ static void checkpoint_done(struct env_job *job)
 		return;
 	}
 	s->stats.checkpoints++;
+	s->wal_bytes = 0;
 	s->checkpointed = c->index;
 	s->listener->checkpointed(s->listener, c->index);
 	step(s);
@@ -937,6 +940,11 @@ uint64_t storage_wall(const struct storage *s)
 size_t storage_window_bytes(const struct storage *s)
 {
 	return s->now->bytes + (s->old != NULL ? s->old->bytes : 0);
+}
+
+uint64_t storage_room(const struct storage *s)
+{
+	return 2 * (uint64_t)storage_window_bytes(s) + s->wal_bytes;
 }
 
 void storage_stats(const struct storage *s, struct storage_stats *out)

@@ -95,6 +95,9 @@ uint64_t storage_stamp(const struct storage *s);
 /* The wall clock noted beside it, ms since 1970; 0: none yet. */
 uint64_t storage_wall(const struct storage *s);
 size_t storage_window_bytes(const struct storage *s);
+/* Room on the disk that what is applied already may still take: the window on
+ * its way into the WAL and from there into the main file, and the WAL. */
+uint64_t storage_room(const struct storage *s);
 
 /* Flush now what is in the window (no-op when empty); flush, then checkpoint
  * and sync the main file. The listener tells. */

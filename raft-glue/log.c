@@ -433,6 +433,12 @@ static void forget_segment(struct writer *w, struct log_segment *g)
 	w->total--;
 }
 
+static void create_refused(struct writer *w)
+{
+	w->creating.no_space = true;
+	w->creating.retry_at = w->stats.bytes + w->cfg->segment_bytes / 8;
+}
+
 /* RC_AGAIN: the disk has no room; what was begun is undone. */
 static enum rc create_abandon(struct writer *w, enum rc rc, struct detail *why)
 {
@@ -443,16 +449,32 @@ static enum rc create_abandon(struct writer *w, enum rc rc, struct detail *why)
 		return rc;
 	forget_segment(w, c->seg);
 	c->seg = NULL;
-	c->no_space = true;
-	c->retry_at = w->stats.bytes + w->cfg->segment_bytes / 8;
+	create_refused(w);
 	return RC_AGAIN;
 }
 
+/* The reserve is for the states: without room for them what the log holds
+ * cannot be brought there, and no segment is ever free again. */
+static bool create_room(struct writer *w)
+{
+	struct disk_space space;
+
+	return w->cfg->reserve_bytes == 0 ||
+	       disk_space(w->disk, &space) != RC_OK ||
+	       space.bytes_free >=
+		       w->cfg->reserve_bytes + w->cfg->segment_bytes;
+}
+
+/* RC_AGAIN: there is no room. */
 static enum rc create_begin(struct writer *w, struct detail *why)
 {
 	struct creating *c = &w->creating;
 	enum rc rc;
 
+	if (!create_room(w)) {
+		create_refused(w);
+		return RC_AGAIN;
+	}
 	c->seg = calloc(1, sizeof(*c->seg));
 	if (c->seg == NULL)
 		return RC_NOMEM;

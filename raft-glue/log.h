@@ -26,6 +26,9 @@ struct log_config {
 	uint64_t bytes_max;     /* All segments; at least four of them. */
 	uint8_t cluster_id[16];
 	uint64_t node_id;
+	/* The log makes no new segment that would leave the disk less room
+	 * than this: it recycles instead. 0: only a full disk stops it. */
+	uint64_t reserve_bytes;
 };
 
 /* Creates `log/` with its first segments: zero-written, synced, named. */

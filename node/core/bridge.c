@@ -13,6 +13,9 @@
  * or not the log asks: SQLite's WAL and the next start's replay stay short. */
 #define CHECKPOINT_BYTES (64u << 20)
 
+/* Alone a proof is over in its turn. */
+#define PROOFS_AT_FIRST 4u
+
 /* The most that precedes the units in an entry. */
 #define ENTRY_HEAD_BYTES 64u
 
@@ -238,6 +241,12 @@ static uint64_t host_propose(struct host *h, uint64_t epoch,
 		*why = RC_INVALID;
 		return 0;
 	}
+	/* Its old records pin the log: what is added now would stop every
+	 * shard at the hard bound. */
+	if (log_full(core_log(b->core), b->cfg.shard.shard)) {
+		*why = RC_OVERLOADED;
+		return 0;
+	}
 	/* SQLite is slower than the log: what has not reached it is memory. */
 	if (storage_window_bytes(b->storage) >
 	    WINDOW_BEHIND_MAX * (size_t)b->cfg.storage.window_bytes) {
@@ -301,6 +310,28 @@ static void proof_seal(struct env_task *t)
 	CONTAINER_OF(t, struct bridge, seal_proof)->open = NULL;
 }
 
+static bool proof_add(struct bridge *b)
+{
+	struct proof *p = calloc(1, sizeof(*p));
+
+	if (p == NULL)
+		return false;
+	p->bridge = b;
+	STAILQ_INSERT_HEAD(&b->proofs_all, p, all_link);
+	STAILQ_INSERT_HEAD(&b->proofs_free, p, link);
+	return true;
+}
+
+static void proofs_drop(struct bridge *b)
+{
+	struct proof *p;
+
+	while ((p = STAILQ_FIRST(&b->proofs_all)) != NULL) {
+		STAILQ_REMOVE_HEAD(&b->proofs_all, all_link);
+		free(p);
+	}
+}
+
 static uint64_t host_prove(struct host *h, uint64_t epoch)
 {
 	struct bridge *b = from_host(h);
@@ -310,16 +341,12 @@ static uint64_t host_prove(struct host *h, uint64_t epoch)
 		return 0;
 	if (p != NULL)
 		return p->ticket;
-	p = STAILQ_FIRST(&b->proofs_free);
-	if (p != NULL) {
-		STAILQ_REMOVE_HEAD(&b->proofs_free, link);
-	} else {
-		p = calloc(1, sizeof(*p));
-		if (p == NULL)
-			return 0;
-		p->bridge = b;
-		STAILQ_INSERT_HEAD(&b->proofs_all, p, all_link);
+	if (STAILQ_EMPTY(&b->proofs_free) && !proof_add(b)) {
+		env_fail_stop(b->env, "no memory to prove the ownership");
+		return 0;
 	}
+	p = STAILQ_FIRST(&b->proofs_free);
+	STAILQ_REMOVE_HEAD(&b->proofs_free, link);
 	p->ticket = b->next_ticket;
 	p->epoch = epoch;
 	if (round_start(b->rounds, &p->req, b->shard, proof_done) != RC_OK) {
@@ -337,10 +364,6 @@ static enum rc host_admit(struct host *h, struct pack_bytes tenant,
 {
 	struct bridge *b = from_host(h);
 
-	if ((objects > 0 || bytes > 0) &&
-	    log_full(core_log(b->core), b->cfg.shard.shard))
-		return detail_set(why, RC_OVERLOADED, NULL,
-				  "the log waits for a checkpoint");
 	return core_admit(b->core, b->cfg.shard.shard, tenant, objects, bytes,
 			  why);
 }
@@ -637,6 +660,7 @@ enum rc bridge_open(struct core *core, struct env *env, struct disk *disk,
 		    struct detail *why)
 {
 	struct bridge *b = calloc(1, sizeof(*b));
+	uint32_t i;
 	enum rc rc;
 
 	if (b == NULL)
@@ -658,6 +682,11 @@ enum rc bridge_open(struct core *core, struct env *env, struct disk *disk,
 	TAILQ_INIT(&b->spare);
 	STAILQ_INIT(&b->proofs_free);
 	STAILQ_INIT(&b->proofs_all);
+	for (i = 0; i < PROOFS_AT_FIRST; i++)
+		if (!proof_add(b)) {
+			rc = RC_NOMEM;
+			goto free_bridge;
+		}
 	rc = storage_open(env, disk, &cfg->storage, &b->stored, &b->storage,
 			  &b->state, why);
 	if (rc != RC_OK)
@@ -672,6 +701,7 @@ enum rc bridge_open(struct core *core, struct env *env, struct disk *disk,
 discard_storage:
 	storage_discard(b->storage);
 free_bridge:
+	proofs_drop(b);
 	free(b);
 	return rc;
 }
@@ -728,12 +758,7 @@ uint64_t bridge_now_ns(const struct bridge *b)
 
 static void bridge_free(struct bridge *b)
 {
-	struct proof *p;
-
-	while ((p = STAILQ_FIRST(&b->proofs_all)) != NULL) {
-		STAILQ_REMOVE_HEAD(&b->proofs_all, all_link);
-		free(p);
-	}
+	proofs_drop(b);
 	chunks_free(&b->chunks);
 	chunks_free(&b->sent);
 	chunks_free(&b->spare);

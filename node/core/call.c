@@ -293,6 +293,9 @@ static void call_send(struct call *c)
 	struct answer a = { .rc = ev->rc,
 			    .outcome = ev->outcome,
 			    .why = &ev->why,
+			    .repeatable = ev->method != NULL &&
+					  (ev->method->flags &
+					   METHOD_WRITES) == 0,
 			    .retry_after_ms = ev->retry_after_ms,
 			    .request_id = c->request_id,
 			    .owner = c->owner };
@@ -615,6 +618,11 @@ void call_cancel(struct call *c)
 uint64_t call_request_id(const struct call *c)
 {
 	return c->request_id;
+}
+
+size_t call_held_bytes(const struct call *c)
+{
+	return c->ev.result.n;
 }
 
 /* Nested calls: what an object's event asks of another object. */

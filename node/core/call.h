@@ -28,6 +28,7 @@ struct answer {
 	struct pack_bytes result; /* One encoded value when rc is RC_OK, with
 				   * `meta` already around it. */
 	const struct detail *why;
+	bool repeatable; /* It changed nothing: it may as well be asked again. */
 	int64_t retry_after_ms; /* < 0: none. */
 	uint64_t request_id;
 	uint64_t owner; /* Node id, 0: none to tell. */
@@ -46,6 +47,8 @@ struct call *call_start(struct core *core, const struct caller *caller,
  * still fires, perhaps from inside. */
 void call_cancel(struct call *c);
 uint64_t call_request_id(const struct call *c);
+/* What its answer takes so far, before it may leave. */
+size_t call_held_bytes(const struct call *c);
 
 #define CALL_ID_BYTES 17u
 /* A request id as errors and log lines spell it. */

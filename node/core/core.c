@@ -17,7 +17,7 @@
 
 /* How often the file system is asked for room, and how often per second a
  * tenant table may grow is nobody's business: tenants are configured. */
-#define SPACE_EVERY_MS 1000u
+#define SPACE_EVERY_MS 100u
 #define TENANTS_MAX    256u
 
 /* What a tenant holds, per shard, so that a shard's share can be forgotten. */
@@ -203,6 +203,7 @@ static enum rc core_open_log(struct core *core, struct detail *why)
 	uint32_t i;
 	enum rc rc;
 
+	cfg.reserve_bytes = core->cfg.reserve_bytes;
 	for (i = 0; i < core->id.shards; i++)
 		floors[i] = bridge_floor(core->bridges[i]);
 	rc = log_open(core->env, core->disk, core->ballot, &cfg, floors,
@@ -223,14 +224,31 @@ static void space_asked(struct env_job *job)
 	core->space_rc = reserve_look(&core->reserve);
 }
 
+/* Below this nothing that needs more room is taken on: what was taken on must
+ * still reach the states. */
+static uint64_t space_needed(const struct core *core)
+{
+	uint64_t n = core->cfg.reserve_bytes;
+	uint32_t i;
+
+	/* No log message each time when it is near the edge. */
+	if (core->space_low)
+		n += n / 4;
+	for (i = 0; i < core->id.shards; i++)
+		if (n > 0 && core->bridges[i] != NULL)
+			n += storage_room(bridge_storage(core->bridges[i]));
+	return n;
+}
+
 static void space_tell(struct core *core)
 {
-	bool low = reserve_low(&core->reserve);
+	uint64_t needed = space_needed(core);
+	bool low = core->reserve.space.bytes_free < needed;
 
 	if (low != core->space_low)
 		LOG_WARN(low ? "disk_low" : "disk_room",
 			 F("bytes_free", core->reserve.space.bytes_free),
-			 F("reserve", core->cfg.reserve_bytes));
+			 F("needed", needed));
 	core->space_low = low;
 }
 
@@ -460,6 +478,11 @@ void core_close(struct core *core, void (*closed)(void *arg), void *arg)
 	env_timer_stop(&core->space_timer);
 	core_drain(core);
 	call_table_on_idle(core->calls, calls_ended, core);
+}
+
+bool core_is_closing(const struct core *core)
+{
+	return core->closing_begun;
 }
 
 void core_discard(struct core *core)

@@ -58,6 +58,8 @@ void core_drain(struct core *core);
 /* Checkpoint everything and end; calls in flight end first (their deadlines
  * bound it). */
 void core_close(struct core *core, void (*closed)(void *arg), void *arg);
+/* core_close was called: shards and their storage may be gone already. */
+bool core_is_closing(const struct core *core);
 /* The simulator's kill. */
 void core_discard(struct core *core);
 

@@ -158,6 +158,40 @@ def test_sigterm_finishes_calls_in_flight():
             assert "value" in v or v["outcome"] == "refused", v
 
 
+def test_sigterm_while_objects_are_listed():
+    """A listing walks all shards: it must not go on behind their end."""
+    for _ in range(3):
+        with Node() as n:
+            n.start()
+            first = n.client()
+            for i in range(100):
+                first.call("kv/o%d" % i, "put", {"key": "a", "value": "b"})
+            busy = threading.Barrier(5)
+
+            def list_on(c):
+                told = False
+                try:
+                    while True:
+                        for _ in range(30):
+                            c.send("objects")
+                        for _ in range(30):
+                            c.recv()
+                        if not told:
+                            told = True
+                            busy.wait(60)
+                except (Gone, OSError):
+                    pass
+
+            threads = [threading.Thread(target=list_on, args=(n.client(),))
+                       for _ in range(4)]
+            for t in threads:
+                t.start()
+            busy.wait(60)
+            assert n.stop() == 0, n.lines[-5:]
+            for t in threads:
+                t.join()
+
+
 def test_by_an_id_nothing_is_made():
     """An absent id answers like one that stands for something else, and nobody
     makes an object where another's may stand one day."""

@@ -136,6 +136,10 @@ void fake_send(struct fake *f, struct fake_event *e);
 /* How many are done so far, and the last number that fake_event.order got. */
 extern unsigned fake_done;
 
+/* Runs one test of this program with one rule of mutant.tbl left out: true when
+ * it fails, as it should. */
+bool fake_misses(const char *mutant, const char *test);
+
 /* The oid of default/dev/<cls>/<name> as fake_event makes it. */
 struct oid fake_oid(const char *cls, const char *name);
 

@@ -21,6 +21,7 @@
 #define TARGETS_MAX  32u
 #define KEPT_MAX     256u
 #define SETTLE_TRIES 20u
+#define AUDIT_TRIES  100u
 #define MS_NS        UINT64_C(1000000)
 /* Of a relay's keys. */
 #define RELAY_WINDOW_MS 60000u
@@ -96,6 +97,7 @@ struct client {
 	struct load *l;
 	uint32_t lane;
 	uint32_t open;
+	uint64_t rest_ms; /* Not before then: it was refused. */
 };
 
 enum op_kind { OP_KV, OP_LIMITER, OP_POLICY, OP_RELAY, OP_ROWS };
@@ -470,6 +472,9 @@ static void note_end(struct op *op, enum call_end end)
 		rc->refused += end == CALL_REFUSED;
 		rc->unknown = rc->unknown || end == CALL_UNKNOWN;
 	}
+	if (end == CALL_REFUSED && op->client != NULL)
+		op->client->rest_ms =
+			world_now_ms(r->w) + trial_random(r, RETRY_AFTER_MS);
 	if (op->req->idem != 0 && op->kind != OP_ROWS &&
 	    (end == CALL_UNKNOWN ? trial_chance(r, 85)
 				 : end == CALL_DONE && trial_chance(r, 15)))
@@ -1078,6 +1083,8 @@ static struct request *other_args(struct load *l, const struct request *q)
 	other->idem = q->idem;
 	other->window_ms = q->window_ms;
 	other->principal = q->principal;
+	/* By chance it may be the same. */
+	other->sent = 1;
 	return other;
 }
 
@@ -1405,8 +1412,13 @@ static void client_due(void *arg)
 	struct client *c = arg;
 	struct load *l = c->l;
 	const struct swarm *swarm = &l->r->swarm;
+	uint64_t now = world_now_ms(l->r->w);
 	uint32_t i;
 
+	if (now < c->rest_ms && !l->stopped) {
+		again_in(c, c->rest_ms - now);
+		return;
+	}
 	for (i = 0; i < swarm->burst && c->open < swarm->depth && !l->stopped &&
 		    l->r->tally.calls < swarm->calls_max;
 	     i++)
@@ -1445,8 +1457,10 @@ void load_ready(struct load *l)
 		if (l->targets[i].limiter != NULL)
 			limiter_history_lead(l->targets[i].limiter,
 					     stamp_of(l, &l->targets[i]));
-	for (i = 0; i < l->r->swarm.clients && !l->stopped; i++)
+	for (i = 0; i < l->r->swarm.clients && !l->stopped; i++) {
+		l->clients[i].rest_ms = 0;
 		again_in(&l->clients[i], 0);
+	}
 }
 
 uint32_t load_open(const struct load *l)
@@ -1542,20 +1556,32 @@ static struct kv_call *audit_send(struct load *l, struct target *t,
 	return c;
 }
 
+/* Refused, as anybody may be: again a little later. False: too often. */
+static bool audit_again(struct load *l, const struct target *t, unsigned *tries)
+{
+	if (++*tries > AUDIT_TRIES) {
+		trial_breach(l->r, "audit", "%s cannot be read", t->address);
+		return false;
+	}
+	return trial_for(l->r, RETRY_AFTER_MS);
+}
+
 static bool audit_kv(struct load *l, struct target *t)
 {
-	struct kv_call *c = audit_send(l, t, KV_DELETE, 0);
+	struct kv_call *rev;
+	struct kv_call *list;
+	unsigned tries = 0;
 	uint16_t from = 0;
 
 	for (;;) {
-		struct kv_call *list = audit_send(l, t, KV_LIST, from);
-
+		rev = audit_send(l, t, KV_DELETE, 0);
+		list = audit_send(l, t, KV_LIST, from);
 		if (!wait_for_all(l))
 			return false;
-		if (c->end != CALL_DONE || list->end != CALL_DONE) {
-			trial_breach(l->r, "audit", "%s cannot be read: %d, %d",
-				     t->address, c->end, list->end);
-			return false;
+		if (rev->end != CALL_DONE || list->end != CALL_DONE) {
+			if (!audit_again(l, t, &tries))
+				return false;
+			continue;
 		}
 		if (!list->more)
 			return true;
@@ -1563,7 +1589,7 @@ static bool audit_kv(struct load *l, struct target *t)
 	}
 }
 
-static bool audit_rows(struct load *l, struct target *t)
+static void rows_send(struct load *l, struct target *t)
 {
 	bool sink = t->kind == TARGET_SINK;
 	struct request *q = request_new(l, t, sink ? "list" : "get");
@@ -1577,14 +1603,24 @@ static bool audit_rows(struct load *l, struct target *t)
 	op = op_new(l, &l->auditor, OP_ROWS, q);
 	op->deadline_ms = 30000;
 	op->meta = false;
-	t->configured = false;
 	request_drop(q);
 	op_send(op);
-	if (!wait_for_all(l))
-		return false;
-	if (!t->configured)
-		trial_breach(l->r, "audit", "%s cannot be read", t->address);
-	return t->configured;
+}
+
+static bool audit_rows(struct load *l, struct target *t)
+{
+	unsigned tries = 0;
+
+	t->configured = false;
+	for (;;) {
+		rows_send(l, t);
+		if (!wait_for_all(l))
+			return false;
+		if (t->configured)
+			return true;
+		if (!audit_again(l, t, &tries))
+			return false;
+	}
 }
 
 bool load_audit(struct load *l)

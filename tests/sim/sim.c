@@ -234,6 +234,8 @@ static void say_ledger(void)
 	printf("ledger: %" PRIu64 " seeds, %.2f virtual hours, %" PRIu64
 	       " events, %" PRIu64 " calls, %" PRIu64 " checked in histories, "
 	       "%" PRIu64 " boots\n"
+	       "        ended: %" PRIu64 " ok, %" PRIu64 " failed, %" PRIu64
+	       " refused, %" PRIu64 " unknown\n"
 	       "        crashes: %" PRIu64 " kill, %" PRIu64 " power cut, "
 	       "%" PRIu64 " failed write or sync, %" PRIu64 " closed; %" PRIu64
 	       " of them at an operation\n"
@@ -243,7 +245,9 @@ static void say_ledger(void)
 	       ", replayed %" PRIu64 "\n"
 	       "        violations: %" PRIu64 "\n",
 	       ledger.seeds, (double)t->virtual_ms / 3600000.0, t->events,
-	       t->calls, t->checked, t->boots, t->crashes[CRASH_KILL],
+	       t->calls, t->checked, t->boots, t->by_end[CALL_DONE],
+	       t->by_end[CALL_FAILED], t->by_end[CALL_REFUSED],
+	       t->by_end[CALL_UNKNOWN], t->crashes[CRASH_KILL],
 	       t->crashes[CRASH_POWER], t->crashes[CRASH_SYNC],
 	       t->crashes[CRASH_CLOSE], t->crash_points, t->jumps, t->pauses,
 	       t->evictions, t->loads, t->truths, t->cycles, ledger.replayed,

@@ -11,6 +11,7 @@
 #include "node/base/limits.h"
 #include "node/base/logline.h"
 #include "node/core/bridge.h"
+#include "objects/db_vfs.h"
 #include "tests/sim/load.h"
 #include "tests/sim/memdisk.h"
 
@@ -184,6 +185,15 @@ static void seen_op(void *arg, enum world_op op, const char *name)
 		r->log_syncs++;
 }
 
+/* SQLite draws the salts of its logs from here. */
+static void sqlite_random(void *arg, void *out, size_t n)
+{
+	uint8_t *p = out;
+
+	while (n-- > 0)
+		*p++ = (uint8_t)prng_next(arg);
+}
+
 static void grant(struct trial *r, const char *principal)
 {
 	struct grant g = { .tenant = "default",
@@ -247,6 +257,8 @@ struct trial *trial_new(uint64_t seed, const struct swarm *swarm)
 	r->line = sim_alloc(TRIAL_LINES * sizeof(r->line[0]));
 	r->w = world_new(seed);
 	prng_seed(&r->r, seed, 8);
+	prng_seed(&r->sqlite, seed, 9);
+	db_vfs_seed(sqlite_random, &r->sqlite);
 	if (current == NULL)
 		panic_hook(dump_current, NULL);
 	current = r;

@@ -98,6 +98,7 @@ struct trial {
 	uint64_t seed;
 	struct swarm swarm;
 	struct prng r;
+	struct prng sqlite;
 	struct world *w;
 	struct bind *bind;
 	struct core *core; /* NULL: not booted. */

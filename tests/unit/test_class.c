@@ -10,15 +10,14 @@ static struct pack_bytes name_of(const char *s)
 TEST(classes_are_found_by_name)
 {
 	EXPECT_TRUE(class_find(name_of("kv")) == &class_kv);
-	EXPECT_TRUE(class_find(name_of("rate_limiter")) ==
-		    &class_rate_limiter);
+	EXPECT_TRUE(class_find(name_of("rate_limiter")) == &class_rate_limiter);
 	EXPECT_TRUE(class_find(name_of("relay")) == &class_relay);
 }
 
 TEST(what_is_no_class_is_not_found)
 {
-	static const char *const names[] = { "", "k", "kvv", "KV", "kv ",
-					     "rate_limite" };
+	static const char *const names[] = { "",   "k",   "kvv",
+					     "KV", "kv ", "rate_limite" };
 	const struct pack_bytes zero = { (const uint8_t *)"kv\0", 3 };
 	size_t i;
 

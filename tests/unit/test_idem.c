@@ -811,6 +811,34 @@ TEST(a_failure_after_effects_is_remembered)
 	fake_free(f);
 }
 
+TEST(a_class_that_resumes_may_try_a_failed_call_again)
+{
+	struct fake *f = fake_new(NULL);
+	struct fake_event *e = sent(f, keyed_of(f, &resuming, do_call, "k"));
+
+	fake_go(f);
+	fake_answer(f, 0, RC_OVERLOADED, "try again");
+	fake_go(f);
+	/* It added before: that is no refusal, and not the end either. */
+	ends(e, RC_OVERLOADED, OUTCOME_UNKNOWN);
+	e = sent(f, keyed_of(f, &resuming, do_call, "k"));
+	fake_go(f);
+	EXPECT_UINT(f->calls_n, 2);
+	EXPECT_MEM(f->calls[0].key, f->calls[1].key, 16);
+	fake_answer(f, 1, RC_OK, "x");
+	fake_go(f);
+	ends_with(e, 2);
+	/* What cannot go better is remembered. */
+	e = sent(f, keyed_of(f, &resuming, do_call, "l"));
+	fake_go(f);
+	fake_answer(f, 2, RC_CONFLICT, "no");
+	fake_go(f);
+	ends(e, RC_CONFLICT, OUTCOME_UNKNOWN);
+	ends(called(f, keyed_of(f, &resuming, do_call, "l")), RC_CONFLICT,
+	     OUTCOME_UNKNOWN);
+	fake_free(f);
+}
+
 /* ----------------------------------------------------------------- joining */
 
 static struct fake_event *join(struct fake *f)
@@ -1024,4 +1052,23 @@ TEST(an_unreadable_record_answers_for_nobody)
 	fake_event_free(e);
 	ends(called(f, keyed(f, do_add, "k")), RC_INTERNAL, OUTCOME_UNKNOWN);
 	fake_free(f);
+}
+
+TEST(each_rule_that_is_left_out_is_missed)
+{
+	static const char *const rules[][2] = {
+		{ "idem_separate_unit", "record_and_effects_are_one_unit" },
+		{ "idem_any_args",
+		  "other_arguments_are_refused_and_nothing_happens" },
+		{ "idem_expires_early",
+		  "a_record_expires_by_the_log_and_not_by_the_clock" },
+		{ "tombstone_dropped", "a_tombstone_answers_for_its_keys" },
+	};
+	size_t i;
+
+	for (i = 0; i < sizeof(rules) / sizeof(rules[0]); i++) {
+		runner_context("%s", rules[i][0]);
+		EXPECT_FALSE(fake_misses("none", rules[i][1]));
+		EXPECT_TRUE(fake_misses(rules[i][0], rules[i][1]));
+	}
 }

@@ -987,14 +987,17 @@ TEST(what_cannot_be_proposed_did_not_happen)
 	};
 	struct fake *f = fake_new(NULL);
 	struct fake_event *e;
+	int64_t booked;
 	size_t i;
 
 	call_free(f, "a", do_put, "old");
+	booked = f->admitted_bytes;
 	for (i = 0; i < 3; i++) {
 		f->propose_rc = codes[i][0];
-		e = call(f, "a", do_put, "new");
+		e = call(f, "a", do_put, "a longer one");
 		expect_end(e, codes[i][1], OUTCOME_REFUSED);
 		fake_event_free(e);
+		EXPECT_TRUE(f->admitted_bytes == booked);
 		f->propose_rc = RC_OK;
 		e = call(f, "a", do_get, NULL);
 		expect_text(e, "old");
@@ -2440,4 +2443,35 @@ TEST(discarding_leaves_nothing)
 	fake_lead(f);
 	call_free(f, "a", do_put, "v");
 	fake_free(f);
+}
+
+TEST(each_rule_that_is_left_out_is_missed)
+{
+	static const char *const rules[][2] = {
+		{ "evict_unstored",
+		  "an_idle_object_is_evicted_when_its_last_effect_is_stored" },
+		{ "errors_not_gated", "an_error_waits_like_an_answer" },
+		{ "reply_before_commit",
+		  "a_write_is_answered_when_it_is_committed_and_not_before" },
+		{ "call_with_open_writes",
+		  "a_nested_call_leaves_after_the_writes_before_it_are_"
+		  "committed" },
+		{ "read_without_round",
+		  "a_read_needs_a_proof_and_nothing_else" },
+		{ "tombstone_dropped",
+		  "destroy_leaves_a_tombstone_and_the_revision_goes_on" },
+		{ "expiry_without_tick",
+		  "an_expiry_between_f_and_now_is_shown_after_a_tick" },
+		{ "cycle_allowed",
+		  "a_call_that_would_wait_for_its_own_chain_is_a_cycle" },
+		{ "wait_die_off",
+		  "the_younger_of_two_chains_dies_and_the_older_waits" },
+	};
+	size_t i;
+
+	for (i = 0; i < sizeof(rules) / sizeof(rules[0]); i++) {
+		runner_context("%s", rules[i][0]);
+		EXPECT_FALSE(fake_misses("none", rules[i][1]));
+		EXPECT_TRUE(fake_misses(rules[i][0], rules[i][1]));
+	}
 }

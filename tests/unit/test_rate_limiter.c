@@ -791,7 +791,8 @@ TEST(late_in_time)
 
 static void count_memory(void *arg, struct hnode *node)
 {
-	*(uint32_t *)arg += CONTAINER_OF(node, struct object, node)->memory_rows;
+	*(uint32_t *)arg +=
+		CONTAINER_OF(node, struct object, node)->memory_rows;
 }
 
 static uint32_t memory_rows(void)
