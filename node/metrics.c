@@ -507,6 +507,19 @@ static void listing_done(struct storage_heads *h, enum rc rc, bool more)
 	storage_heads(bridge_storage(core_bridge(l->m->core, l->shard)), h);
 }
 
+/* Of the params' keys: which has been seen, by its bit. */
+enum listing_key {
+	KEY_TENANT,
+	KEY_ENV,
+	KEY_CLASS,
+	KEY_AFTER,
+	KEY_LIMIT,
+	KEYS,
+};
+
+static const char *const key_names[KEYS] = { "tenant", "env", "class",
+					     "after", "limit" };
+
 static enum rc copy_word(struct pack_bytes b, const char *field, char *out,
 			 size_t n, struct detail *why)
 {
@@ -543,41 +556,73 @@ bad:
 			  "this is no cursor of a listing");
 }
 
-static enum rc listing_option(struct listing *l, struct pack_bytes key,
+static enum rc listing_limit(struct listing *l, struct pack_r *r,
+			     struct detail *why)
+{
+	uint64_t limit;
+
+	if (pack_get_u64(r, &limit) != RC_OK || limit == 0 ||
+	    limit > LISTING_ITEMS_MAX)
+		return detail_set(why, RC_INVALID, "limit",
+				  "is between 1 and %u", LISTING_ITEMS_MAX);
+	l->limit = (uint32_t)limit;
+	return RC_OK;
+}
+
+static enum rc listing_option(struct listing *l, enum listing_key key,
 			      struct pack_r *r, struct detail *why)
 {
 	struct pack_bytes b = { NULL, 0 };
-	uint64_t limit;
 
-	if (pack_bytes_eq(key, "limit", 5)) {
-		if (pack_get_u64(r, &limit) != RC_OK || limit == 0 ||
-		    limit > LISTING_ITEMS_MAX)
-			return detail_set(why, RC_INVALID, "limit",
-					  "is between 1 and %u",
-					  LISTING_ITEMS_MAX);
-		l->limit = (uint32_t)limit;
-		return RC_OK;
-	}
+	if (key == KEY_LIMIT)
+		return listing_limit(l, r, why);
 	if (pack_get_bytes(r, &b) != RC_OK)
-		b.n = 0;
-	if (pack_bytes_eq(key, "tenant", 6))
+		return detail_set(why, RC_INVALID, key_names[key],
+				  "is a string");
+	switch (key) {
+	case KEY_TENANT:
 		return copy_word(b, "tenant", l->tenant, sizeof(l->tenant),
 				 why);
-	if (pack_bytes_eq(key, "env", 3))
+	case KEY_ENV:
 		return copy_word(b, "env", l->env, sizeof(l->env), why);
-	if (pack_bytes_eq(key, "class", 5))
+	case KEY_CLASS:
 		return copy_word(b, "class", l->cls, sizeof(l->cls), why);
-	if (pack_bytes_eq(key, "after", 5))
+	case KEY_AFTER:
 		return cursor_read(l, b, why);
-	return detail_set(why, RC_INVALID, "params",
-			  "a listing takes tenant, env, class, after, limit");
+	case KEY_LIMIT:
+	case KEYS:
+		break;
+	}
+	UNREACHABLE();
+}
+
+static enum rc listing_key(struct pack_bytes name, uint32_t *seen,
+			   enum listing_key *key, struct detail *why)
+{
+	char text[sizeof(why->field)];
+
+	rpc_shown(name, text);
+	for (*key = KEY_TENANT; *key < KEYS; (*key)++)
+		if (pack_bytes_eq(name, key_names[*key],
+				  strlen(key_names[*key])))
+			break;
+	if (*key == KEYS)
+		return detail_set(why, RC_INVALID, text,
+				  "a listing takes tenant, env, class, after "
+				  "and limit");
+	if ((*seen & 1u << *key) != 0)
+		return detail_set(why, RC_INVALID, text, "comes twice");
+	*seen |= 1u << *key;
+	return RC_OK;
 }
 
 static enum rc listing_params(struct listing *l, struct pack_bytes params,
 			      struct detail *why)
 {
 	struct pack_r r = pack_reader(params.p, params.n);
-	struct pack_bytes key;
+	enum listing_key key;
+	struct pack_bytes name;
+	uint32_t seen = 0;
 	uint32_t n;
 	uint32_t pairs;
 	enum rc rc = RC_OK;
@@ -588,10 +633,12 @@ static enum rc listing_params(struct listing *l, struct pack_bytes params,
 		return detail_set(why, RC_INVALID, "params",
 				  "a listing takes a map");
 	while (pairs-- > 0 && rc == RC_OK) {
-		if (pack_get_bytes(&r, &key) != RC_OK)
+		if (pack_get_bytes(&r, &name) != RC_OK)
 			return detail_set(why, RC_INVALID, "params",
 					  "a key is a string");
-		rc = listing_option(l, key, &r, why);
+		rc = listing_key(name, &seen, &key, why);
+		if (rc == RC_OK)
+			rc = listing_option(l, key, &r, why);
 	}
 	return rc;
 }
@@ -659,6 +706,11 @@ static void object_row(struct storage_load *load, const struct unit_row *row)
 	(void)row;
 }
 
+static bool same(struct pack_bytes a, struct pack_bytes b)
+{
+	return pack_bytes_eq(a, (const char *)b.p, b.n);
+}
+
 static void object_done(struct storage_load *load, enum rc rc)
 {
 	struct listing *l = load->arg;
@@ -673,6 +725,12 @@ static void object_done(struct storage_load *load, enum rc rc)
 	if (rc != RC_OK ||
 	    object_head_read(&l->addr.oid, load->head, &head) != RC_OK) {
 		listing_refuse(l, RC_INTERNAL, NULL);
+		return;
+	}
+	/* By its id one may ask for what is another's. */
+	if (!same(head.tenant, l->addr.tenant) || !same(head.env, l->addr.env) ||
+	    !same(head.cls, l->addr.cls)) {
+		listing_refuse(l, RC_NOT_FOUND, NULL);
 		return;
 	}
 	pack_w_init(&w, RESULT_BYTES_MAX);

@@ -443,6 +443,21 @@ static void hello_limits(struct pack_w *w)
 	}
 }
 
+/* What a client says of itself may be more than this server knows of. */
+static bool hello_params(struct conn *c, const struct frame *f)
+{
+	struct pack_r r = pack_reader(f->params.p, f->params.n);
+	uint32_t n = 0;
+	uint32_t pairs;
+
+	if (pack_get_array(&r, &n) == RC_OK && n == 0)
+		return true;
+	if (pack_get_map(&r, &pairs) == RC_OK)
+		return true;
+	conn_refuse(c, f->id, RC_INVALID, "params", "hello takes a map");
+	return false;
+}
+
 static void answer_hello(struct conn *c, uint32_t id)
 {
 	const struct identity *node = core_identity(c->rpc->core);
@@ -472,27 +487,53 @@ static void answer_hello(struct conn *c, uint32_t id)
 	pack_w_release(&w);
 }
 
-static bool flag_of(struct pack_bytes params, const char *name)
+void rpc_shown(struct pack_bytes key, char out[64])
 {
-	struct pack_r r = pack_reader(params.p, params.n);
-	uint32_t n;
-	uint32_t pairs;
+	size_t i;
 
-	if (pack_get_array(&r, &n) != RC_OK || n == 0 ||
-	    pack_get_map(&r, &pairs) != RC_OK)
+	for (i = 0; i < key.n && i < 63; i++)
+		out[i] = key.p[i] >= 0x20 && key.p[i] < 0x7f ? (char)key.p[i] :
+							       '?';
+	out[i] = '\0';
+}
+
+/* The params of status: [] or [{reset_stall: bool}]. False: refused. */
+static bool status_params(struct conn *c, const struct frame *f, bool *reset)
+{
+	static const char field[] = "reset_stall";
+	struct pack_r r = pack_reader(f->params.p, f->params.n);
+	struct pack_bytes key;
+	char name[64];
+	uint32_t pairs = 0;
+	uint32_t n = 0;
+
+	*reset = false;
+	if (pack_get_array(&r, &n) == RC_OK && n == 0)
+		return true;
+	if (pack_get_map(&r, &pairs) != RC_OK) {
+		conn_refuse(c, f->id, RC_INVALID, "params",
+			    "status takes a map");
 		return false;
-	while (pairs-- > 0) {
-		struct pack_bytes key;
-		bool value = false;
-
-		if (pack_get_bytes(&r, &key) != RC_OK)
-			return false;
-		if (pack_bytes_eq(key, name, strlen(name)))
-			return pack_get_bool(&r, &value) == RC_OK && value;
-		if (pack_skip(&r, NULL) != RC_OK)
-			return false;
 	}
-	return false;
+	for (n = 0; n < pairs; n++) {
+		if (pack_get_bytes(&r, &key) != RC_OK) {
+			conn_refuse(c, f->id, RC_INVALID, "params",
+				    "a key is a string");
+			return false;
+		}
+		rpc_shown(key, name);
+		if (strcmp(name, field) != 0 || n > 0) {
+			conn_refuse(c, f->id, RC_INVALID, name,
+				    "status takes reset_stall, once");
+			return false;
+		}
+		if (pack_get_bool(&r, reset) != RC_OK) {
+			conn_refuse(c, f->id, RC_INVALID, field,
+				    "reset_stall is true or false");
+			return false;
+		}
+	}
+	return true;
 }
 
 /* Status and metrics show the whole node: any right in the own environment is
@@ -512,12 +553,12 @@ static void answer_status(struct conn *c, const struct frame *f)
 {
 	struct rpc *rpc = c->rpc;
 	struct pack_w w;
+	bool reset;
 
-	if (!may_look(c, f->id))
+	if (!may_look(c, f->id) || !status_params(c, f, &reset))
 		return;
 	pack_w_init(&w, RESULT_BYTES_MAX);
-	rpc->host.status(rpc->host.arg, &c->caller,
-			 flag_of(f->params, "reset_stall"), &w);
+	rpc->host.status(rpc->host.arg, &c->caller, reset, &w);
 	conn_value(c, f->id, &w);
 	pack_w_release(&w);
 }
@@ -588,7 +629,8 @@ static void request(struct conn *c, const struct frame *f)
 		begin_call(c, f);
 		break;
 	case RPC_hello:
-		answer_hello(c, f->id);
+		if (hello_params(c, f))
+			answer_hello(c, f->id);
 		break;
 	case RPC_ping:
 		pack_w_init(&w, 16);
@@ -948,8 +990,11 @@ static void rpc_accept(uv_stream_t *server, int status)
 		return;
 	}
 	c = calloc(1, sizeof(*c));
-	if (c == NULL)
+	if (c == NULL) {
+		/* libuv listens again when this one is accepted. */
+		rpc->accept_owed = true;
 		return;
+	}
 	c->magic = CONN_MAGIC;
 	c->rpc = rpc;
 	c->number = ++rpc->next_number;
@@ -974,6 +1019,21 @@ static void rpc_accept(uv_stream_t *server, int status)
 	conn_read_start(c);
 }
 
+/* It has stood still for so long. */
+static bool conn_stuck(struct conn *c, uint64_t now)
+{
+	size_t left;
+
+	if (c->stuck_ms == 0)
+		return false;
+	left = uv_stream_get_write_queue_size(&c->stream);
+	if (left < c->stuck_left) {
+		c->stuck_left = left;
+		c->stuck_ms = now;
+	}
+	return now - c->stuck_ms > c->rpc->write_stall_ms;
+}
+
 /* Once a second: who keeps a frame unfinished, who never reads. */
 static void rpc_sweep(struct env_timer *t)
 {
@@ -985,12 +1045,17 @@ static void rpc_sweep(struct env_timer *t)
 	CHECK_OBJ(rpc, RPC_MAGIC);
 	for (c = TAILQ_FIRST(&rpc->conns); c != NULL; c = next) {
 		next = TAILQ_NEXT(c, link);
-		if (c->partial_ms != 0 && now - c->partial_ms > FRAME_STALL_MS)
+		if (c->partial_ms != 0 &&
+		    now - c->partial_ms > rpc->frame_stall_ms)
 			conn_broken(c, "a frame was not finished in time");
-		else if (c->stuck_ms != 0 && now - c->stuck_ms > WRITE_STALL_MS)
+		else if (conn_stuck(c, now))
 			conn_broken(c, "answers were not read in time");
 	}
-	env_timer_start(&rpc->sweep, now + SWEEP_MS);
+	if (rpc->accept_owed && rpc->listening) {
+		rpc->accept_owed = false;
+		rpc_accept(&rpc->stream, 0);
+	}
+	env_timer_start(&rpc->sweep, now + rpc->sweep_ms);
 }
 
 /* Listening. */
@@ -1047,6 +1112,22 @@ static enum rc rpc_listen(struct rpc *rpc, struct detail *why)
 	return RC_OK;
 }
 
+static void rpc_abandoned(void *arg)
+{
+	(void)arg;
+}
+
+/* A quarter of what it looks for, and at least once a second. */
+static uint32_t sweep_ms_of(const struct rpc_config *cfg)
+{
+	uint32_t ms = cfg->frame_stall_ms < cfg->write_stall_ms ?
+			      cfg->frame_stall_ms :
+			      cfg->write_stall_ms;
+
+	ms = ms / 4 + 1;
+	return ms < SWEEP_MS ? ms : SWEEP_MS;
+}
+
 enum rc rpc_open(uv_loop_t *loop, struct env *env, struct core *core,
 		 const struct rpc_config *cfg, const struct rpc_host *host,
 		 struct rpc **out, struct detail *why)
@@ -1068,6 +1149,9 @@ enum rc rpc_open(uv_loop_t *loop, struct env *env, struct core *core,
 	rpc->core = core;
 	rpc->host = *host;
 	rpc->connections_max = cfg->connections_max;
+	rpc->frame_stall_ms = cfg->frame_stall_ms;
+	rpc->write_stall_ms = cfg->write_stall_ms;
+	rpc->sweep_ms = sweep_ms_of(cfg);
 	memcpy(rpc->path, cfg->socket_path, strlen(cfg->socket_path) + 1);
 	TAILQ_INIT(&rpc->conns);
 	STAILQ_INIT(&rpc->dirty);
@@ -1083,10 +1167,14 @@ enum rc rpc_open(uv_loop_t *loop, struct env *env, struct core *core,
 		free(rpc);
 		return rc;
 	}
-	*out = rpc;
 	rc = rpc_listen(rpc, why);
-	env_timer_start(&rpc->sweep, env_now_ms(env) + SWEEP_MS);
-	return rc;
+	if (rc != RC_OK) {
+		rpc_close(rpc, rpc_abandoned, NULL);
+		return rc;
+	}
+	env_timer_start(&rpc->sweep, env_now_ms(env) + rpc->sweep_ms);
+	*out = rpc;
+	return RC_OK;
 }
 
 static void listener_closed(uv_handle_t *h)
@@ -1125,4 +1213,6 @@ void rpc_close(struct rpc *rpc, void (*closed)(void *arg), void *arg)
 void rpc_stats(const struct rpc *rpc, struct rpc_stats *out)
 {
 	*out = rpc->stats;
+	out->in_held = rpc->in_bytes;
+	out->out_held = rpc->out_bytes;
 }

@@ -49,6 +49,9 @@ void rpc_stop_listening(struct rpc *rpc);
 /* Sends what is ready, then closes every connection. */
 void rpc_close(struct rpc *rpc, void (*closed)(void *arg), void *arg);
 
+/* A key from outside as the `field` of an error: printable, cut. */
+void rpc_shown(struct pack_bytes key, char out[64]);
+
 /* End a slot with an answer. Views are copied. */
 void rpc_answer(struct rpc_slot *slot, const struct answer *a);
 
@@ -61,6 +64,8 @@ struct rpc_stats {
 	uint64_t bytes_out;
 	uint64_t writes;
 	uint64_t broken; /* Closed by us: malformed, too slow, too much. */
+	uint64_t in_held;  /* Memory of requests that are not whole yet, */
+	uint64_t out_held; /* and bytes of answers that are not sent. */
 };
 void rpc_stats(const struct rpc *rpc, struct rpc_stats *out);
 

@@ -1422,6 +1422,22 @@ static enum rc create(struct db_vfs *v, const char *mark, const char *made,
 	return rc;
 }
 
+/* What was read may be in the page cache alone, when a process was killed before
+ * its sync. The WAL is about to be emptied on its word: so it is written again
+ * and synced first. */
+static enum rc mark_settle(struct db_vfs *v, const char *name,
+			   struct detail *why)
+{
+	enum rc rc = mark_put(v, v->mark_durable);
+
+	if (rc == RC_OK)
+		rc = disk_sync(v->mark_file);
+	if (rc == RC_OK)
+		return RC_OK;
+	return detail_set(why, rc, NULL, "%s cannot be settled: %s", name,
+			  rc_text(rc));
+}
+
 static enum rc open_wal(struct db_vfs *v, const char *name, struct detail *why)
 {
 	struct detail none = { 0 };
@@ -1528,6 +1544,8 @@ static enum rc open_files(struct db_vfs *v, struct detail *why)
 	rc = open_main(v, why);
 	if (rc == RC_OK)
 		rc = disk_open(v->disk, mark, 0, &v->mark_file, why);
+	if (rc == RC_OK)
+		rc = mark_settle(v, mark, why);
 	if (rc == RC_OK)
 		rc = open_wal(v, wal, why);
 	if (rc == RC_OK)

@@ -67,11 +67,22 @@ static void event_passed(struct event *ev)
 	env_post(s->env, &s->release);
 }
 
+/* Its result takes so much from now on. */
+static void event_hold_result(struct event *ev, size_t bytes)
+{
+	struct residents *r = ev->space->res;
+
+	r->held += bytes;
+	r->held -= ev->held;
+	ev->held = (uint32_t)bytes;
+}
+
 static void event_end(struct event *ev)
 {
 	struct space *s = ev->space;
 
 	s->stats.waiting--;
+	event_hold_result(ev, 0);
 	ev->state = EVENT_OVER;
 	ev->work = NULL;
 	nested_free(ev);
@@ -245,23 +256,28 @@ static bool is_over(const struct residents *r, uint32_t more)
 	       r->objects + more > r->cfg.objects_max;
 }
 
-/* Make room for so many, a little at a time, from the least recently used. */
+/* Make room for so many, a little at a time, from the least recently used. What
+ * had to stay comes round again when there is nothing better. */
 static void residents_squeeze(struct residents *r, uint32_t more)
 {
-	struct object *o;
+	struct object *o = TAILQ_LAST(&r->lru, object_list);
+	struct object *before;
 	uint32_t i;
 
 	for (i = 0; i < SQUEEZE_TRIES && is_over(r, more); i++) {
-		o = TAILQ_LAST(&r->lru, object_list);
+		if (o == NULL)
+			o = TAILQ_LAST(&r->lru, object_list);
 		if (o == NULL)
 			return;
+		before = TAILQ_PREV(o, object_list, lru);
 		if (object_is_evictable(o) &&
 		    (i >= SQUEEZE_TRIES / 2 || !object_is_kept(o))) {
 			object_evict(o);
-			continue;
+		} else {
+			object_trim(o);
+			second_chance(r, o);
 		}
-		object_trim(o);
-		second_chance(r, o);
+		o = before;
 	}
 }
 
@@ -283,15 +299,16 @@ static void residents_again(struct residents *r, uint64_t ms)
 static void residents_due(struct env_timer *t)
 {
 	struct residents *r = CONTAINER_OF(t, struct residents, timer);
-	struct object *o;
+	struct object *o = TAILQ_LAST(&r->lru, object_list);
+	struct object *before;
 	uint64_t ms = r->cfg.idle_ms / 4;
 	uint32_t i;
 
 	r->now_ms = env_now_ms(r->env);
-	for (i = 0; i < IDLE_BATCH; i++) {
-		o = TAILQ_LAST(&r->lru, object_list);
+	for (i = 0; i < IDLE_BATCH; i++, o = before) {
 		if (o == NULL || o->used_ms + r->cfg.idle_ms > r->now_ms)
 			break;
+		before = TAILQ_PREV(o, object_list, lru);
 		if (object_is_evictable(o) && !object_is_kept(o))
 			object_evict(o);
 		else
@@ -768,6 +785,7 @@ static void event_init(struct space *s, struct event *ev)
 	ev->work = NULL;
 	ev->resume = 0;
 	ev->call_no = 0;
+	ev->held = 0;
 	ev->loads = 0;
 	ev->result_base = 0;
 	memset(ev->locals, 0, sizeof(ev->locals));
@@ -855,6 +873,7 @@ static void event_to_gate(struct event *ev, const struct object *o)
 	bool committed = event_is_committed(ev);
 	uint64_t mark;
 
+	event_hold_result(ev, ev->result.n);
 	ev->any_mark = o->any_mark;
 	ev->need_mark = committed ? o->any_mark : o->strong_mark;
 	ev->need_proof = 0;
@@ -1131,6 +1150,13 @@ static void event_run(struct object *o, struct event *ev)
 		conclude_error(o, ev, RC_NOT_FOUND, OUTCOME_REFUSED);
 		return;
 	}
+	if (ev->space->res->held > RESULTS_BYTES_MAX && !ev->suspended &&
+	    (ev->flags & EVENT_SWEEP) == 0) {
+		event_detach(ev);
+		event_refuse(ev, RC_OVERLOADED, NULL,
+			     "too many answers wait to leave");
+		return;
+	}
 	if ((ev->flags & EVENT_KEYED) != 0 && event_looked_up(o, ev))
 		return;
 	switch (run_class(o, ev)) {
@@ -1392,6 +1418,8 @@ static void event_promote(struct event *ev, enum event_state state)
 	LIST_REMOVE(ev, joined_link);
 	LIST_INSERT_HEAD(&o->keyed, heir, joined_link);
 	swap_bytes(&ev->result, &heir->result);
+	heir->held = ev->held;
+	ev->held = 0;
 	swap_bytes(&ev->reply, &heir->reply);
 	heir->nested = ev->nested;
 	ev->nested = NULL;

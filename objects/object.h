@@ -124,6 +124,7 @@ struct event {
 	size_t result_base;      /* and its result. */
 	uint64_t idem_expires_ns;
 	uint32_t call_no;     /* Suspensions that are over. */
+	uint32_t held;        /* Of its result, as counted for the node. */
 	uint16_t loads;
 	uint8_t state;
 	uint8_t durability_now;

@@ -54,6 +54,7 @@ struct residents {
 	TAILQ_HEAD(object_list, object) lru; /* Used last first. */
 	uint64_t objects;
 	uint64_t bytes;
+	uint64_t held;   /* Results of events that have not left. */
 	uint64_t now_ms; /* Coarse. */
 	struct env_timer timer;
 	struct stage stage;

@@ -84,10 +84,15 @@ static void sweep_event_free(struct sweep_event *e)
 
 void sweep_free(struct sweep *w)
 {
+	struct sweep_event *e = LIST_FIRST(&w->events);
+	struct sweep_event *next;
+
 	env_timer_stop(&w->timer);
 	rows_forget(w);
-	while (!LIST_EMPTY(&w->events))
-		sweep_event_free(LIST_FIRST(&w->events));
+	for (; e != NULL; e = next) {
+		next = LIST_NEXT(e, link);
+		sweep_event_free(e);
+	}
 	free(w->rows);
 	free(w);
 }

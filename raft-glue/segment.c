@@ -136,11 +136,14 @@ static bool sector_zero(const uint8_t *s)
 	return any == 0;
 }
 
+/* 2^44 batches: longer than any disk lives. */
+#define HIGH_HALVES_MAX 4096
+
 /*
  * The trailer has the low half of the number only. The high half is found by
  * trying: the next number above `newest` with that low half, then those below.
  * There are as many of them as the log has seen multiples of 2^32 batches, so
- * one, for months.
+ * one, for days or years.
  */
 static enum sector_state judge_as(const uint8_t *s,
 				  const struct sector_place *at,
@@ -149,6 +152,7 @@ static enum sector_state judge_as(const uint8_t *s,
 	uint32_t low = le_get32(s + SECTOR_PAYLOAD);
 	uint32_t crc = sector_crc(s, at);
 	uint64_t n = (newest & ~(uint64_t)UINT32_MAX) | low;
+	unsigned tries;
 
 	if (n <= newest)
 		n += (uint64_t)1 << 32;
@@ -156,7 +160,7 @@ static enum sector_state judge_as(const uint8_t *s,
 		*number = n;
 		return SECTOR_NEW;
 	}
-	while (n >> 32 != 0) {
+	for (tries = 0; n >> 32 != 0 && tries < HIGH_HALVES_MAX; tries++) {
 		n -= (uint64_t)1 << 32;
 		if (n != 0 && crc_fits(s, crc, n))
 			return SECTOR_OLD;

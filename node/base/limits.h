@@ -43,6 +43,7 @@
 #define EVENT_ROWS_MAX 4096u           /* Rows that one event may change. */
 #define EVENT_LOADS_MAX 64u            /* Times an event may wait for storage. */
 #define RESULT_BYTES_MAX (2u << 20)    /* An answer's value. */
+#define RESULTS_BYTES_MAX (256u << 20) /* Answers that may not leave yet, all. */
 #define CALLS_BYTES_MAX (512u << 20)   /* Memory of all calls in flight. */
 #define RETRY_AFTER_MS 50u             /* Advice with OVERLOADED. */
 

@@ -257,11 +257,12 @@ static void space_answered(struct env_job *job)
 	struct core *core = CONTAINER_OF(job, struct core, space_job);
 
 	CHECK_OBJ(core, CORE_MAGIC);
+	if (core->closing_begun)
+		return; /* Bridges go one by one. */
 	if (core->space_rc == RC_OK)
 		space_tell(core);
-	if (!core->closing_begun)
-		env_timer_start(&core->space_timer,
-				env_now_ms(core->env) + SPACE_EVERY_MS);
+	env_timer_start(&core->space_timer,
+			env_now_ms(core->env) + SPACE_EVERY_MS);
 }
 
 static void space_due(struct env_timer *t)

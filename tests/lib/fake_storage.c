@@ -150,7 +150,7 @@ static void put(struct storage *s, const struct oid *oid, unsigned kind,
 		i->oid = *oid;
 		i->kind = kind;
 		i->key = copy(key);
-		(void)RB_INSERT(items, &s->items, i);
+		CHECK(RB_INSERT(items, &s->items, i) == NULL);
 	} else {
 		free((void *)(uintptr_t)i->value.p);
 	}

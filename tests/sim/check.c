@@ -132,6 +132,7 @@ struct lane {
 	 * order, and of the unknown ones. */
 	uint64_t *must_end;
 	uint64_t *may_end;
+	uint64_t *rev_max; /* No later revision may come before them. */
 	uint32_t n;
 };
 
@@ -682,7 +683,7 @@ static uint64_t latest(const struct search *s, const uint32_t *pos)
 }
 
 /* An unknown call that was over before what is in the order already began is in
- * it or nowhere. */
+ * it or nowhere. True: nothing is left that must be in it. */
 static bool drop_late(const struct search *s, const struct kv_state *st,
 		      uint32_t *pos)
 {
@@ -694,7 +695,8 @@ static bool drop_late(const struct search *s, const struct kv_state *st,
 		while ((c = head(s, pos, i)) != NULL && is_optional(c) &&
 		       c->ended < st->now)
 			pos[i]++;
-		all = all && c == NULL;
+		all = all &&
+		      (c == NULL || s->lanes[i].must_end[pos[i]] == NEVER);
 	}
 	return all;
 }
@@ -708,6 +710,21 @@ static bool would_drop(const struct search *s, const uint32_t *pos,
 	for (i = 0; i < s->lanes_n; i++)
 		if (pos[i] < s->lanes[i].n &&
 		    s->lanes[i].may_end[pos[i]] < begun)
+			return true;
+	return false;
+}
+
+/* What is still to come has a lower revision. */
+static bool is_too_far(const struct search *s, const struct kv_state *st,
+		       const uint32_t *pos)
+{
+	uint32_t i;
+
+	if (s->revs_n == 0)
+		return false;
+	for (i = 0; i < s->lanes_n; i++)
+		if (pos[i] < s->lanes[i].n &&
+		    s->lanes[i].rev_max[pos[i]] < st->rev)
 			return true;
 	return false;
 }
@@ -832,6 +849,7 @@ static unsigned find_choices(struct search *s, struct kv_state *st,
 	return n;
 }
 
+/* Only to come to what is behind it; else drop_late() does it in time. */
 static unsigned find_skips(const struct search *s, const uint32_t *pos,
 			   struct choice *out, unsigned n)
 {
@@ -840,7 +858,7 @@ static unsigned find_skips(const struct search *s, const uint32_t *pos,
 
 	for (i = 0; i < s->lanes_n && n < CHOICES_MAX; i++) {
 		c = head(s, pos, i);
-		if (c != NULL && is_optional(c))
+		if (c != NULL && is_optional(c) && pos[i] + 1 < s->lanes[i].n)
 			out[n++] = (struct choice){ .lane = i, .skip = true };
 	}
 	return n;
@@ -890,6 +908,8 @@ static bool search_from(struct search *s, struct kv_state *st, uint32_t *pos)
 		if (drop_late(s, st, pos))
 			return true;
 		come_to(s, st, pos);
+		if (is_too_far(s, st, pos))
+			return false;
 		if (++s->nodes > NODES_MAX) {
 			s->gave_up = true;
 			return false;
@@ -926,14 +946,32 @@ static int call_order(const void *a, const void *b)
 	return 0;
 }
 
+/* The revision that the object has when this call comes, as far as its answer
+ * tells. One with a key may have answered what another did. */
+static uint64_t rev_before(const struct kv_call *c)
+{
+	const struct kv_op *op = &c->ops[0];
+
+	if (c->end != CALL_DONE || c->ops_n == 0 || c->idem != 0)
+		return NEVER;
+	if (op->kind == KV_PUT || op->kind == KV_INCR || op->kind == KV_CAS ||
+	    op->existed)
+		return op->rev - 1;
+	/* It names the object's. */
+	return op->kind == KV_DELETE || op->kind == KV_DESTROY ? op->rev
+							       : NEVER;
+}
+
 static void lane_ends(struct lane *l)
 {
 	uint64_t must = NEVER;
 	uint64_t may = NEVER;
+	uint64_t rev = NEVER;
 	uint32_t i;
 
 	l->must_end = sim_alloc(l->n * sizeof(*l->must_end));
 	l->may_end = sim_alloc(l->n * sizeof(*l->may_end));
+	l->rev_max = sim_alloc(l->n * sizeof(*l->rev_max));
 	for (i = l->n; i-- > 0;) {
 		const struct kv_call *c = l->calls[i];
 
@@ -941,6 +979,9 @@ static void lane_ends(struct lane *l)
 			must = c->ended;
 		if (c->end == CALL_UNKNOWN && c->ended < may)
 			may = c->ended;
+		if (rev_before(c) < rev)
+			rev = rev_before(c);
+		l->rev_max[i] = rev;
 		l->must_end[i] = must;
 		l->may_end[i] = may;
 	}
@@ -1192,6 +1233,7 @@ static void search_release(struct search *s)
 	for (i = 0; i < s->lanes_n; i++) {
 		free(s->lanes[i].must_end);
 		free(s->lanes[i].may_end);
+		free(s->lanes[i].rev_max);
 	}
 	while ((k = s->kept) != NULL) {
 		s->kept = k->next;
@@ -1371,6 +1413,18 @@ static bool reset_between(struct limiter_call **calls, size_t n,
 	return false;
 }
 
+/* At most, from one to the other. A new owner's now may lie before that of the
+ * old one, of which nothing was committed: then the world's time counts. */
+static uint64_t elapsed(const struct limiter_call *a,
+			const struct limiter_call *b)
+{
+	uint64_t stamps =
+		b->stamp_hi > a->stamp_lo ? b->stamp_hi - a->stamp_lo : 0;
+	uint64_t ms = b->ended_ms - a->begun_ms + 1;
+
+	return stamps > ms * 1000000u ? stamps : ms * 1000000u;
+}
+
 /* What was admitted from the i-th on. */
 static bool too_many(const struct limiter_history *h,
 		     struct limiter_call **calls, size_t n, size_t from,
@@ -1386,12 +1440,8 @@ static bool too_many(const struct limiter_history *h,
 
 		if (!was_taken(b))
 			continue;
-		/* They are in order of their beginnings only. */
-		if (b->stamp_hi < a->stamp_lo)
-			continue;
 		sum += b->cost;
-		bound = (double)h->burst + 1e-6 +
-			refill(h, b->stamp_hi - a->stamp_lo);
+		bound = (double)h->burst + 1e-6 + refill(h, elapsed(a, b));
 		if (sum <= bound || reset_between(calls, n, a, b))
 			continue;
 		(void)snprintf(out->invariant, sizeof(out->invariant), "limit");
@@ -1402,7 +1452,7 @@ static bool too_many(const struct limiter_history *h,
 			h->name, h->class, a->key, sum,
 			(unsigned long long)a->begun,
 			(unsigned long long)b->begun,
-			(unsigned long long)(b->stamp_hi - a->stamp_lo), bound);
+			(unsigned long long)elapsed(a, b), bound);
 		return true;
 	}
 	return false;

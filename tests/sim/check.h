@@ -159,8 +159,9 @@ struct limiter_call {
 	uint64_t ended;
 	uint64_t stamp_lo;
 	uint64_t stamp_hi;
-	/* For who finds out what is perishable. */
+	uint64_t begun_ms; /* World time. */
 	uint64_t ended_ms;
+	/* For who finds out what is perishable. */
 	uint64_t ended_syncs;
 };
 

@@ -1231,6 +1231,7 @@ static void limiter_one(struct load *l, struct client *client, struct target *t)
 							 : "peek");
 	limiter_args(q, c);
 	c->begun = ++r->now;
+	c->begun_ms = world_now_ms(r->w);
 	c->stamp_lo = stamp_of(l, t);
 	op = op_new(l, client, OP_LIMITER, q);
 	op->limiter = c;

@@ -656,6 +656,31 @@ TEST(no_room_for_a_new_segment_is_not_fatal)
 	end();
 }
 
+TEST(the_reserve_is_not_for_segments)
+{
+	unsigned i;
+
+	begin(31, 1, SEG, 16);
+	rig.cfg.reserve_bytes = (uint64_t)1 << 40;
+	reopen();
+	for (i = 0; i < 1000; i++) {
+		(void)rig_next(&rig, 0, 700);
+		rig_settle(&rig);
+	}
+	EXPECT_TRUE(world_alive(rig.w, rig.node));
+	EXPECT_UINT(log_bytes(), 2 * SEG);
+	rig.cfg.reserve_bytes = SEG;
+	reopen();
+	rig.shard[0].stubborn = true;
+	for (i = 0; i < 100; i++) {
+		(void)rig_next(&rig, 0, 700);
+		rig_settle(&rig);
+	}
+	EXPECT_TRUE(log_bytes() > 2 * SEG);
+	reopen();
+	end();
+}
+
 TEST(no_room_while_a_segment_is_zeroed_is_undone)
 {
 	struct world_fault none = { .kind = WORLD_NO_SPACE,

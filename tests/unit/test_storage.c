@@ -686,6 +686,7 @@ TEST(fresh_and_closed)
 	EXPECT_UINT(storage_stored(node.s), 0);
 	EXPECT_UINT(storage_checkpointed(node.s), 0);
 	EXPECT_UINT(storage_window_bytes(node.s), 0);
+	EXPECT_UINT(storage_room(node.s), 0);
 	load_whole(0);
 	close_node();
 	boot();
@@ -708,7 +709,10 @@ TEST(the_window_flushes_by_time_size_and_order)
 	world_run_until(world, world_now_ms(world) + 100);
 	EXPECT_UINT(node.stored, 3);
 	EXPECT_UINT(storage_window_bytes(node.s), 0);
+	/* What it still takes is in the WAL now, and then nowhere. */
+	EXPECT_TRUE(storage_room(node.s) >= STATE_PAGE_BYTES);
 	apply_next();
+	EXPECT_TRUE(storage_room(node.s) > 2 * storage_window_bytes(node.s));
 	storage_flush(node.s);
 	EXPECT_UINT(node.stored, 3);
 	world_run_until(world, world_now_ms(world) + 10);
