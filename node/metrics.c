@@ -363,6 +363,7 @@ struct listing {
 	struct pack_w items;
 	struct oid last;
 	bool full;
+	bool left; /* There was another after it was full. */
 	struct storage_heads heads;
 	/* object: one head. */
 	struct storage_load load;
@@ -449,8 +450,10 @@ static void listing_head(struct storage_heads *h, const struct oid *oid,
 	struct listing *l = h->arg;
 	struct object_head head;
 
-	if (l->full)
+	if (l->full) {
+		l->left = true;
 		return;
+	}
 	h->after = *oid;
 	if (object_head_read(oid, sealed, &head) != RC_OK ||
 	    !listing_wants(l, &head))
@@ -494,7 +497,8 @@ static void listing_done(struct storage_heads *h, enum rc rc, bool more)
 		return;
 	}
 	if (l->full) {
-		listing_end(l, more || l->shard + 1 < core_shards(l->m->core));
+		listing_end(l, more || l->left ||
+				       l->shard + 1 < core_shards(l->m->core));
 		return;
 	}
 	if (!more) {

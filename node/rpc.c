@@ -1,6 +1,7 @@
 #include "node/rpc.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -831,6 +832,16 @@ static void conn_alloc(uv_handle_t *h, size_t suggested, uv_buf_t *buf)
 			   (unsigned)(c->in_cap - c->in_n));
 }
 
+/* The client has not only stopped sending, it will not read either. */
+static bool conn_gone(const struct conn *c)
+{
+	struct pollfd p = { .events = 0 };
+
+	if (uv_fileno(&c->handle, &p.fd) < 0)
+		return false;
+	return poll(&p, 1, 0) > 0 && (p.revents & (POLLHUP | POLLERR)) != 0;
+}
+
 static void conn_read(uv_stream_t *s, ssize_t n, const uv_buf_t *buf)
 {
 	struct conn *c = s->data;
@@ -844,7 +855,10 @@ static void conn_read(uv_stream_t *s, ssize_t n, const uv_buf_t *buf)
 	if (n == UV_EOF) {
 		c->eof = true;
 		conn_read_stop(c);
-		conn_maybe_end(c);
+		if (conn_gone(c))
+			conn_close(c);
+		else
+			conn_maybe_end(c);
 		return;
 	}
 	if (n < 0) {
@@ -1034,7 +1048,7 @@ static bool conn_stuck(struct conn *c, uint64_t now)
 	return now - c->stuck_ms > c->rpc->write_stall_ms;
 }
 
-/* Once a second: who keeps a frame unfinished, who never reads. */
+/* Once a second: who keeps a frame unfinished, who never reads, who is gone. */
 static void rpc_sweep(struct env_timer *t)
 {
 	struct rpc *rpc = CONTAINER_OF(t, struct rpc, sweep);
@@ -1050,6 +1064,8 @@ static void rpc_sweep(struct env_timer *t)
 			conn_broken(c, "a frame was not finished in time");
 		else if (conn_stuck(c, now))
 			conn_broken(c, "answers were not read in time");
+		else if (c->eof && conn_gone(c))
+			conn_close(c);
 	}
 	if (rpc->accept_owed && rpc->listening) {
 		rpc->accept_owed = false;

@@ -35,23 +35,26 @@ enum interleave {
 };
 
 enum run {
-	RUN_DONE,    /* ev->rc and ev->result say how. */
-	RUN_LOAD,    /* An ev_ function answered RC_AGAIN: load and run again. */
+	RUN_DONE, /* ev->rc and ev->result say how. */
+	RUN_LOAD, /* An ev_ function answered RC_AGAIN: load and run again. */
 	RUN_SUSPEND, /* ev_call() or ev_wait() was asked for: commit, wait, then
-	              * run again with ev->resume counted up and ev->reply set. */
+		      * run again with ev->resume counted up and ev->reply set.
+		      */
 };
 
-struct class {
+struct class
+{
 	const char *name;
 	enum interleave interleave;
 	enum durability durability; /* The default. */
-	uint32_t durabilities;      /* Bit per enum durability a call may name. */
+	uint32_t durabilities; /* Bit per enum durability a call may name. */
 	uint32_t idem_window_ms;
 	/* On a retry that finds `started` and no running event the event runs
 	 * again with ev->resume as stored, instead of UNKNOWN_OUTCOME. */
 	bool resumes;
 	enum run (*run)(struct event *ev);
-	/* The class as an object of this name has it; NULL: the same for all. */
+	/* The class as an object of this name has it; NULL: the same for all.
+	 */
 	const struct class *(*variant)(struct pack_bytes name);
 };
 

@@ -817,6 +817,7 @@ void event_deliver(struct space *s, struct event *ev)
 	CHECK_OBJ(s, SPACE_MAGIC);
 	CHECK_OBJ(ev, EVENT_MAGIC);
 	PRE(ev->done != NULL);
+	PRE(ev->state == EVENT_OUT || ev->state == EVENT_OVER);
 	event_init(s, ev);
 	s->stats.events++;
 	s->stats.waiting++;

@@ -2,9 +2,10 @@
  * object - live objects of one shard at its owner: mailbox, gates, storage,
  * idempotency, suspension, eviction.
  *
- * Loop thread. A `struct space` holds the objects of one shard; `struct residents`
- * is what all spaces of a node share (memory budget, LRU). The owner's core
- * (node/core/bridge.c) gives events in and is told when each may leave.
+ * Loop thread. A `struct space` holds the objects of one shard; `struct
+ * residents` is what all spaces of a node share (memory budget, LRU). The
+ * owner's core (node/core/bridge.c) gives events in and is told when each may
+ * leave.
  *
  * The life of an event:
  *
@@ -36,7 +37,7 @@ struct object;
 struct chain {
 	uint32_t n;
 	uint64_t root_stamp; /* Age: when the outermost call entered; wall-free,
-	                      * from the entry node's env_now_ns. */
+			      * from the entry node's env_now_ns. */
 	uint8_t root_id[16]; /* Breaks ties; one per outermost call. */
 	struct {
 		struct oid oid;
@@ -51,10 +52,10 @@ struct nested {
 	enum nested_kind kind;
 	char address[ADDRESS_BYTES_MAX + 1]; /* NESTED_CALL */
 	char method[64];
-	struct pack_w args;        /* Encoded map, owned by the event. */
-	bool keyed;                /* `key` is the derived key. */
+	struct pack_w args; /* Encoded map, owned by the event. */
+	bool keyed;         /* `key` is the derived key. */
 	uint8_t key[16];
-	uint64_t until_ns;         /* NESTED_WAIT: stamp. */
+	uint64_t until_ns; /* NESTED_WAIT: stamp. */
 };
 
 enum event_flags {
@@ -65,8 +66,9 @@ enum event_flags {
 
 /*
  * One event. What few events need (chain, nested) is out of line: thousands are
- * in flight and their size is cache misses. The core embeds it (in struct call) and keeps it in place from
- * event_deliver until `done`. In-part: everything down to `done`.
+ * in flight and their size is cache misses. The core embeds it (in struct call)
+ * and keeps it in place from event_deliver until `done`. In-part: everything
+ * down to `done`.
  */
 struct event {
 	uint32_t magic;
@@ -78,65 +80,65 @@ struct event {
 	struct method_args args;      /* Checked; views into the request. */
 	struct pack_bytes args_bytes; /* The encoded map. */
 	struct pack_bytes principal;
-	struct pack_bytes idem;       /* With EVENT_KEYED. */
-	uint64_t idem_ms;             /* Window asked for; 0: the class's. */
+	struct pack_bytes idem; /* With EVENT_KEYED. */
+	uint64_t idem_ms;       /* Window asked for; 0: the class's. */
 	enum durability durability;
-	uint64_t deadline_ns;         /* env_now_ns; 0: none (internal). */
-	const struct chain *chain;    /* NULL: a client's call. The core's. */
-	uint64_t root_stamp;          /* Of the chain, or of this call itself. */
+	uint64_t deadline_ns;      /* env_now_ns; 0: none (internal). */
+	const struct chain *chain; /* NULL: a client's call. The core's. */
+	uint64_t root_stamp;       /* Of the chain, or of this call itself. */
 	void (*done)(struct event *ev); /* The gate is open: it may leave. */
 
 	/* Out, valid in done. */
 	enum rc rc;
 	enum outcome outcome;
-	struct pack_w result;  /* One encoded value when rc is RC_OK. */
-	struct detail why;     /* Field and sentence otherwise. */
+	struct pack_w result;   /* One encoded value when rc is RC_OK. */
+	struct detail why;      /* Field and sentence otherwise. */
 	int64_t retry_after_ms; /* < 0: none. */
-	uint64_t index;        /* Log index of its effects or of what it saw. */
+	uint64_t index; /* Log index of its effects or of what it saw. */
 	uint64_t term;
 
 	/* For the class, while it runs. */
-	uint32_t resume;       /* How often it was suspended. */
-	uint64_t locals[4];    /* The class's own, kept over suspension; committed
-	                        * with `started` when the class resumes. So is
-	                        * what it has written to `result`, but in memory
-	                        * only. */
-	enum rc reply_rc;      /* Of the nested call. RC_AGAIN when a class that
-	                        * resumes runs again after its owner was lost:
-	                        * what it staged before that suspension is
-	                        * committed, the answer is not known; asking
-	                        * again is the same call (same derived key). */
+	uint32_t resume;    /* How often it was suspended. */
+	uint64_t locals[4]; /* The class's own, kept over suspension; committed
+			     * with `started` when the class resumes. So is
+			     * what it has written to `result`, but in memory
+			     * only. */
+	enum rc reply_rc;   /* Of the nested call. RC_AGAIN when a class that
+			     * resumes runs again after its owner was lost:
+			     * what it staged before that suspension is
+			     * committed, the answer is not known; asking
+			     * again is the same call (same derived key). */
 	struct detail reply_why;
 	struct pack_w reply;   /* Its result. */
-	struct nested *nested; /* Allocated by ev_call and ev_wait, freed when the
-	                        * event ends; NULL otherwise. */
+	struct nested *nested; /* Allocated by ev_call and ev_wait, freed when
+				* the event ends; NULL otherwise. */
 
 	/* Private to objects/. */
 	struct space *space;
 	struct object *object;
-	struct stage *work;   /* What it staged, while it runs. */
-	uint64_t now_ns;      /* ev_now() */
-	uint64_t need_mark;   /* The gate: committed up to here, */
-	uint64_t need_proof;  /* and proved by this ticket; 0: by its mark. */
-	uint64_t own_mark;    /* Of its last unit; 0: none. */
-	uint64_t any_mark;    /* The newest effect it may have seen. */
+	struct stage *work;  /* What it staged, while it runs. */
+	uint64_t now_ns;     /* ev_now() */
+	uint64_t need_mark;  /* The gate: committed up to here, */
+	uint64_t need_proof; /* and proved by this ticket; 0: by its mark. */
+	uint64_t own_mark;   /* Of its last unit; 0: none. */
+	uint64_t any_mark;   /* The newest effect it may have seen. */
 	uint64_t locals_base[4]; /* As they were when it last began, */
 	size_t result_base;      /* and its result. */
 	uint64_t idem_expires_ns;
-	uint32_t call_no;     /* Suspensions that are over. */
-	uint32_t held;        /* Of its result, as counted for the node. */
+	uint32_t call_no; /* Suspensions that are over. */
+	uint32_t held;    /* Of its result, as counted for the node. */
 	uint16_t loads;
 	uint8_t state;
 	uint8_t durability_now;
-	bool wrote;           /* Something of it is proposed or has left. */
-	bool dirty;           /* More of it than its key's record. */
-	bool ticked;          /* It was shown an expiry between F and now. */
-	bool lagging;         /* Its gate is that of `lagged` and `memory`. */
-	bool suspending;      /* The gate is before its nested call. */
+	bool wrote;      /* Something of it is proposed or has left. */
+	bool dirty;      /* More of it than its key's record. */
+	bool ticked;     /* It was shown an expiry between F and now. */
+	bool lagging;    /* Its gate is that of `lagged` and `memory`. */
+	bool suspending; /* The gate is before its nested call. */
 	bool unrecorded;
-	bool suspended;       /* It was, and counts at its object. */
-	bool recorded;        /* Its key's record says `started`. */
-	bool hashed;          /* The three below are filled in. */
+	bool suspended; /* It was, and counts at its object. */
+	bool recorded;  /* Its key's record says `started`. */
+	bool hashed;    /* The three below are filled in. */
 	uint8_t idem_key[16];
 	uint8_t args_hash[16];
 	uint8_t who_hash[16];
@@ -162,8 +164,8 @@ enum rc space_new(struct env *env, struct host *host, struct residents *res,
 void space_free(struct space *s);
 void space_discard(struct space *s); /* The simulator's kill. */
 
-/* This node owns the shard in `epoch` from now on; `stamp_ns` is the owner's now
- * at the takeover. */
+/* This node owns the shard in `epoch` from now on; `stamp_ns` is the owner's
+ * now at the takeover. */
 void space_lead(struct space *s, uint64_t epoch, uint64_t stamp_ns);
 /* No longer: instances are thrown away. Every event ends: what proposed nothing
  * with NOT_OWNER (refused), the rest with UNKNOWN_OUTCOME. */
@@ -184,8 +186,8 @@ void space_committed(struct space *s, uint64_t mark, uint64_t index);
 void space_stored(struct space *s, uint64_t mark);
 /* Proofs up to `ticket` succeeded (RC_OK); else those events end. */
 void space_proved(struct space *s, uint64_t ticket, enum rc rc);
-/* A nested call ended; result is copied. An error whose outcome is unknown has a
- * code that says so (RC_UNKNOWN_OUTCOME, RC_INTERNAL): any other is taken as
+/* A nested call ended; result is copied. An error whose outcome is unknown has
+ * a code that says so (RC_UNKNOWN_OUTCOME, RC_INTERNAL): any other is taken as
  * refused. */
 void space_called(struct space *s, struct event *ev, enum rc rc,
 		  struct pack_bytes result, const struct detail *why);
@@ -211,14 +213,14 @@ enum rc ev_get(struct event *ev, enum row_kind kind, struct pack_bytes key,
  * RUN_LOAD: all of them come with one load (an event may wait for at most
  * EVENT_LOADS_MAX). */
 enum rc ev_want(struct event *ev, enum row_kind kind, struct pack_bytes key);
-/* Stage; visible to later ev_ calls of this event. RC_OK, RC_OVERLOADED (rows or
- * bytes of one event: the class ends with INVALID). */
+/* Stage; visible to later ev_ calls of this event. RC_OK, RC_OVERLOADED (rows
+ * or bytes of one event: the class ends with INVALID). */
 enum rc ev_put(struct event *ev, enum row_kind kind, struct pack_bytes key,
 	       struct pack_bytes value, uint64_t expires_ns);
 enum rc ev_delete(struct event *ev, enum row_kind kind, struct pack_bytes key);
 /* A row that lives in this owner's memory only (durability memory): never
- * proposed, gone with the instance; dropped some time after ev_now() has reached
- * `full_ns`, when it is worth nothing any more. */
+ * proposed, gone with the instance; dropped some time after ev_now() has
+ * reached `full_ns`, when it is worth nothing any more. */
 enum rc ev_put_memory(struct event *ev, struct pack_bytes key,
 		      struct pack_bytes value, uint64_t full_ns);
 enum rc ev_get_memory(struct event *ev, struct pack_bytes key,
@@ -254,8 +256,7 @@ void ev_durability(struct event *ev, enum durability d);
 /* End with an error: `return ev_fail(ev, RC_CONFLICT, "if_rev", "...")` gives
  * RUN_DONE; staged rows are dropped. */
 enum run ev_fail(struct event *ev, enum rc rc, const char *field,
-		 const char *fmt, ...)
-	__attribute__((format(printf, 4, 5)));
+		 const char *fmt, ...) __attribute__((format(printf, 4, 5)));
 /* An answer that is not kept under the event's idempotency key (a limiter's
  * denial). Of no effect when the event stages anything. */
 void ev_unrecorded(struct event *ev);
@@ -288,21 +289,21 @@ static inline enum rc row_version_read(struct pack_r *r)
 struct object_head {
 	struct pack_bytes tenant, env, cls, name; /* name.n 0: by id only */
 	uint64_t rev;
-	uint64_t rows;       /* ROW_DATA */
-	uint64_t bytes;      /* Keys and values of all rows, */
-	uint64_t idem_bytes; /* of them idempotency records. */
+	uint64_t rows;          /* ROW_DATA */
+	uint64_t bytes;         /* Keys and values of all rows, */
+	uint64_t idem_bytes;    /* of them idempotency records. */
 	uint64_t idem_until_ns; /* No idempotency record lives beyond. */
 	uint64_t created_ns;
-	bool destroyed;      /* A tombstone. */
+	bool destroyed; /* A tombstone. */
 };
 enum rc object_head_read(const struct oid *oid, struct pack_bytes sealed,
 			 struct object_head *out);
 
 struct space_stats {
-	uint64_t resident;       /* Objects in memory. */
+	uint64_t resident; /* Objects in memory. */
 	uint64_t resident_bytes;
-	uint64_t events;         /* Delivered so far. */
-	uint64_t waiting;        /* In mailboxes, running, or at a gate. */
+	uint64_t events;  /* Delivered so far. */
+	uint64_t waiting; /* In mailboxes, running, or at a gate. */
 	uint64_t loads;
 	uint64_t evictions;
 };

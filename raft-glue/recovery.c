@@ -841,11 +841,12 @@ static enum rc judge_batch(struct recovery *r, struct recovery_file *f,
 			   uint64_t off, const struct batch_head *h,
 			   struct detail *why)
 {
+	bool gap = r->expected != 0 && h->number != r->expected;
 	struct extent x;
 	bool later;
 	enum rc rc;
 
-	if (r->expected != 0 && h->number != r->expected) {
+	if (gap) {
 		doubt(r, all_shards(r),
 		      FILE_AT "offset %" PRIu64 ": batches %" PRIu64
 		      "..%" PRIu64 " are missing",
@@ -870,6 +871,8 @@ static enum rc judge_batch(struct recovery *r, struct recovery_file *f,
 		return RC_OK;
 	}
 	wipe_later(r, off, off + h->bytes);
+	if (gap)
+		r->broken = true;
 	return RC_EOF;
 }
 

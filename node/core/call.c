@@ -630,10 +630,15 @@ size_t call_held_bytes(const struct call *c)
 static void nested_replied(void *arg, const struct answer *a)
 {
 	struct call *outer = arg;
+	/* A refusal that may have left something behind is none: the outer
+	 * event must not take back that it had begun. */
+	enum rc rc = a->rc != RC_OK && a->outcome == OUTCOME_UNKNOWN
+			     ? RC_UNKNOWN_OUTCOME
+			     : a->rc;
 
 	CHECK_OBJ(outer, CALL_MAGIC);
 	outer->nested = NULL;
-	space_called(bridge_space(outer->bridge), &outer->ev, a->rc, a->result,
+	space_called(bridge_space(outer->bridge), &outer->ev, rc, a->result,
 		     a->why);
 }
 

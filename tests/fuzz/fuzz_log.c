@@ -16,15 +16,15 @@
 #include "tests/fuzz/fuzz.h"
 #include "tests/sim/world.h"
 
-#define SEGMENT_BYTES 16384u
-#define SLOTS	      4u
+#define SEGMENT_BYTES 32768u
+#define SLOTS	      5u
 #define SECTORS	      (SEGMENT_BYTES / SECTOR_BYTES)
 #define EDITS_MAX     32u
 
 static const struct log_config cfg = {
 	.shards = 3,
 	.segment_bytes = SEGMENT_BYTES,
-	.bytes_max = 6 * SEGMENT_BYTES,
+	.bytes_max = 12 * SEGMENT_BYTES,
 	.node_id = 1,
 };
 

@@ -38,7 +38,7 @@ static struct {
 	struct rpc *rpc;
 	struct rpc_config rpc_cfg;
 	struct core_config cfg;
-	char socket[256];
+	char socket[100];
 	char who[64];
 	uint32_t rights; /* Of the own uid in default/dev. */
 	bool ready;
@@ -98,7 +98,7 @@ static void srv_defaults(void)
 	srv.cfg.reserve_bytes = 0;
 	srv.cfg.calls_max = 16384 + 8 * 2048;
 	srv.rights = RIGHT_READ | RIGHT_WRITE | RIGHT_ADMIN;
-	snprintf(srv.socket, sizeof(srv.socket), "%s/s", runner_dir());
+	snprintf(srv.socket, sizeof(srv.socket), "%.90s/s", runner_dir());
 	srv.rpc_cfg = (struct rpc_config){ .socket_path = srv.socket,
 					   .connections_max = CONNECTIONS_MAX,
 					   .frame_stall_ms = FRAME_STALL_MS,
@@ -132,6 +132,7 @@ static void srv_core(void)
 	struct detail why = { { 0 }, { 0 } };
 	char path[300];
 
+	(void)signal(SIGPIPE, SIG_IGN);
 	EXPECT_RC(crypto_init(), RC_OK);
 	EXPECT_INT(uv_loop_init(&srv.loop), 0);
 	EXPECT_RC(env_uv_open(&srv.env, &srv.loop), RC_OK);
@@ -149,7 +150,7 @@ static void srv_core(void)
 		FAIL("core_open: %s", why.text);
 	while (!srv.ready)
 		uv_run(&srv.loop, UV_RUN_ONCE);
-	EXPECT_RC(metrics_open(&srv.loop, &srv.env.env, srv.core,
+	EXPECT_RC(metrics_open(&srv.loop, &srv.env, srv.core,
 			       &srv.metrics),
 		  RC_OK);
 }
@@ -621,8 +622,6 @@ TEST(objects_page_by_page)
 	srv_begin();
 	c = client();
 	for (i = 0; i < 40; i++) {
-		snprintf(params, sizeof(params),
-			 "['%s/%u','%s']", "kv", i, "x");
 		snprintf(params, sizeof(params),
 			 "['kv/%u','put',{'key':'k','value':1}]", i);
 		expect_ask(c, "call", params, "{'rev':1}");
@@ -1161,10 +1160,47 @@ TEST(gone_while_calls_are_in_flight)
 	}
 	WAIT_FOR(stats().connections == 0);
 	core_stats(srv.core, &s);
-	WAIT_FOR((core_stats(srv.core, &s), s.calls_open == 0));
+	WAIT_FOR((core_stats(srv.core, &s), s.calls_open) == 0);
 	EXPECT_UINT(stats().out_held, 0);
 	EXPECT_UINT(stats().in_held, 0);
 	expect_alive(client());
+	srv_end();
+}
+
+/* Not the same as one that only sends no more: nobody will hear the answers. */
+TEST(gone_for_good_and_half_closed)
+{
+	struct core_stats s;
+	struct client *half;
+	struct client *gone;
+	struct client *later;
+	const char *slow = "['relay/%c','run',{'steps':[['wait',%u]]},"
+			   "{'deadline_ms':60000}]";
+	char params[128];
+
+	srv_defaults();
+	srv_begin();
+	half = client();
+	gone = client();
+	later = client();
+	snprintf(params, sizeof(params), slow, 'a', 1500);
+	request(half, 1, "call", params);
+	snprintf(params, sizeof(params), slow, 'b', 50000);
+	request(gone, 1, "call", params);
+	snprintf(params, sizeof(params), slow, 'c', 50000);
+	request(later, 1, "call", params);
+	WAIT_FOR((core_stats(srv.core, &s), s.calls_open) == 3);
+	shutdown(half->fd, SHUT_WR);
+	shutdown(later->fd, SHUT_WR);
+	client_close(gone);
+	WAIT_FOR((core_stats(srv.core, &s), s.calls_open) == 2);
+	turns(10);
+	client_close(later);
+	WAIT_FOR(half->answers == 1);
+	EXPECT_UINT(half->errors, 0);
+	WAIT_FOR(stats().connections == 0);
+	core_stats(srv.core, &s);
+	EXPECT_UINT(s.calls_open, 0);
 	srv_end();
 }
 
@@ -1315,11 +1351,7 @@ TEST(a_reader_that_never_reads)
 	while (stats().broken == 0) {
 		uint64_t held;
 
-		expect_ask(other, "call", "['kv/o','incr',{'key':'n','by':0}]",
-			   ask(other, "call",
-			       "['kv/o','incr',{'key':'n','by':0}]") == NULL ?
-				   "" :
-				   say_text(other->last.result));
+		expect_ask(other, "call", "['kv/o','list',{}]", "{'items':[]}");
 		held = stats().out_held;
 		if (held > most)
 			most = held;
@@ -1330,7 +1362,8 @@ TEST(a_reader_that_never_reads)
 	srv_end();
 }
 
-/* Slow, and yet it goes on. */
+/* Slow, and yet it goes on. (The kernel asks for more when three quarters of
+ * what it holds have been read.) */
 TEST(a_slow_reader_is_no_dead_one)
 {
 	struct client *c;
@@ -1338,16 +1371,16 @@ TEST(a_slow_reader_is_no_dead_one)
 	unsigned i;
 
 	srv_defaults();
-	srv.rpc_cfg.write_stall_ms = 300;
+	srv.rpc_cfg.write_stall_ms = 700;
 	srv_begin();
 	c = client();
 	put_large(c);
 	for (i = 0; i < 6; i++)
 		request(c, i, "call", "['kv/large','get',{'key':'k'}]");
 	c->deaf = true;
-	until = now_ms() + 1500;
+	until = now_ms() + 2500;
 	while (now_ms() < until) {
-		uint8_t some[20000];
+		uint8_t some[60000];
 		uint64_t next = now_ms() + 100;
 		ssize_t n;
 
@@ -1409,7 +1442,7 @@ TEST(unfinished_requests_take_what_they_sent)
 	memcpy(part, "\x94\x00\x01\xa4"
 		     "call\x93\xa4kv/a\xa3put\x82\xa3key\xa1k\xa5value"
 		     "\xc6\x00\x10\x00\x00",
-	       38);
+	       36);
 	for (i = 0; i < 20; i++) {
 		c[i] = client();
 		send_bytes(c[i], part, sizeof(part));
@@ -1522,12 +1555,12 @@ TEST(the_socket)
 	EXPECT_RC(srv_listen(&why), RC_INVALID);
 	EXPECT_HAS(why.text, "107 bytes");
 	/* No directory, a file. */
-	snprintf(text, sizeof(text), "%s/none/s", runner_dir());
+	snprintf(text, sizeof(text), "%.90s/none/s", runner_dir());
 	why = (struct detail){ { 0 }, { 0 } };
 	EXPECT_RC(srv_listen(&why), RC_IO);
 	EXPECT_HAS(why.text, text);
 	turns(3);
-	snprintf(text, sizeof(text), "%s/file", runner_dir());
+	snprintf(text, sizeof(text), "%.90s/file", runner_dir());
 	f = fopen(text, "w");
 	EXPECT_NOT_NULL(f);
 	fclose(f);
@@ -1536,8 +1569,8 @@ TEST(the_socket)
 	EXPECT_HAS(why.text, "is no socket");
 	EXPECT_INT(access(text, F_OK), 0);
 	/* One that nobody listens on is replaced. */
-	snprintf(text, sizeof(text), "%s/dead", runner_dir());
-	snprintf(a.sun_path, sizeof(a.sun_path), "%s", text);
+	snprintf(text, sizeof(text), "%.90s/dead", runner_dir());
+	snprintf(a.sun_path, sizeof(a.sun_path), "%.100s", text);
 	fd = socket(AF_UNIX, SOCK_STREAM, 0);
 	EXPECT_INT(bind(fd, (struct sockaddr *)&a, sizeof(a)), 0);
 	close(fd);

@@ -199,8 +199,13 @@ TEST(defaults_print_and_load)
 
 	expect_good("data: /d\n");
 	d = cfg;
+	EXPECT_FALSE(d.named);
+	EXPECT_FALSE(d.numbered);
 	p = printed(&cfg);
 	expect_good(p);
+	/* What is printed says both. */
+	d.named = true;
+	d.numbered = true;
 	EXPECT_MEM(&cfg, &d, sizeof(d));
 	free(p);
 }
@@ -666,6 +671,8 @@ TEST(dev_prints_and_loads)
 	config_release(&d);
 	d.grants = cfg.grants;
 	d.grants_n = cfg.grants_n;
+	d.named = true;
+	d.numbered = true;
 	EXPECT_MEM(&cfg, &d, sizeof(d));
 	free(p);
 }
