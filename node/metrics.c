@@ -295,8 +295,7 @@ static void status_log(const struct log_stats *log, struct pack_w *w)
 	put_u64(w, "syncs", log->syncs);
 	put_u64(w, "bytes", log->bytes);
 	put_u64(w, "sync_us_mean",
-		log->syncs == 0 ? 0
-				: log->sync_ns_sum / log->syncs / 1000u);
+		log->syncs == 0 ? 0 : log->sync_ns_sum / log->syncs / 1000u);
 	put_u64(w, "sync_us_max", log->sync_ns_max / 1000u);
 	put_u64(w, "segments", log->segments);
 	put_u64(w, "live_bytes", log->live_bytes);
@@ -521,8 +520,8 @@ enum listing_key {
 	KEYS,
 };
 
-static const char *const key_names[KEYS] = { "tenant", "env", "class",
-					     "after", "limit" };
+static const char *const key_names[KEYS] = { "tenant", "env", "class", "after",
+					     "limit" };
 
 static enum rc copy_word(struct pack_bytes b, const char *field, char *out,
 			 size_t n, struct detail *why)
@@ -732,8 +731,8 @@ static void object_done(struct storage_load *load, enum rc rc)
 		return;
 	}
 	/* By its id one may ask for what is another's. */
-	if (!same(head.tenant, l->addr.tenant) || !same(head.env, l->addr.env) ||
-	    !same(head.cls, l->addr.cls)) {
+	if (!same(head.tenant, l->addr.tenant) ||
+	    !same(head.env, l->addr.env) || !same(head.cls, l->addr.cls)) {
 		listing_refuse(l, RC_NOT_FOUND, NULL);
 		return;
 	}

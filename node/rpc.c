@@ -493,8 +493,8 @@ void rpc_shown(struct pack_bytes key, char out[64])
 	size_t i;
 
 	for (i = 0; i < key.n && i < 63; i++)
-		out[i] = key.p[i] >= 0x20 && key.p[i] < 0x7f ? (char)key.p[i] :
-							       '?';
+		out[i] = key.p[i] >= 0x20 && key.p[i] < 0x7f ? (char)key.p[i]
+							     : '?';
 	out[i] = '\0';
 }
 
@@ -1136,9 +1136,9 @@ static void rpc_abandoned(void *arg)
 /* A quarter of what it looks for, and at least once a second. */
 static uint32_t sweep_ms_of(const struct rpc_config *cfg)
 {
-	uint32_t ms = cfg->frame_stall_ms < cfg->write_stall_ms ?
-			      cfg->frame_stall_ms :
-			      cfg->write_stall_ms;
+	uint32_t ms = cfg->frame_stall_ms < cfg->write_stall_ms
+			      ? cfg->frame_stall_ms
+			      : cfg->write_stall_ms;
 
 	ms = ms / 4 + 1;
 	return ms < SWEEP_MS ? ms : SWEEP_MS;

@@ -63,7 +63,7 @@ struct rpc_stats {
 	uint64_t bytes_in;
 	uint64_t bytes_out;
 	uint64_t writes;
-	uint64_t broken; /* Closed by us: malformed, too slow, too much. */
+	uint64_t broken;   /* Closed by us: malformed, too slow, too much. */
 	uint64_t in_held;  /* Memory of requests that are not whole yet, */
 	uint64_t out_held; /* and bytes of answers that are not sent. */
 };

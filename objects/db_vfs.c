@@ -1422,9 +1422,9 @@ static enum rc create(struct db_vfs *v, const char *mark, const char *made,
 	return rc;
 }
 
-/* What was read may be in the page cache alone, when a process was killed before
- * its sync. The WAL is about to be emptied on its word: so it is written again
- * and synced first. */
+/* What was read may be in the page cache alone, when a process was killed
+ * before its sync. The WAL is about to be emptied on its word: so it is written
+ * again and synced first. */
 static enum rc mark_settle(struct db_vfs *v, const char *name,
 			   struct detail *why)
 {

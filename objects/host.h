@@ -22,9 +22,9 @@ struct host_ops {
 	uint64_t (*now)(struct host *h);
 	/* F: the stamp of the newest committed entry. */
 	uint64_t (*committed_stamp)(struct host *h);
-	/* Propose one unit in epoch `epoch`; copies it. Returns its mark; 0 when
-	 * the epoch is over or nothing can be proposed (the object layer then
-	 * ends the event with UNKNOWN_OUTCOME or OVERLOADED: see why). */
+	/* Propose one unit in epoch `epoch`; copies it. Returns its mark; 0
+	 * when the epoch is over or nothing can be proposed (the object layer
+	 * then ends the event with UNKNOWN_OUTCOME or OVERLOADED: see why). */
 	uint64_t (*propose)(struct host *h, uint64_t epoch,
 			    const struct pack_w *unit, enum rc *why);
 	/* The mark of an empty entry of this turn: one per shard and turn. */

@@ -453,7 +453,7 @@ struct storage {
 	uint64_t stored;
 	uint64_t checkpointed;
 	uint64_t wal_bytes; /* After the last flush; 0: it is empty. */
-	void *conf; /* As opened. */
+	void *conf;         /* As opened. */
 	struct env_timer timer;
 	enum busy busy;
 	bool want_flush;

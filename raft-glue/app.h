@@ -16,24 +16,25 @@
 struct app;
 
 struct app_ops {
-	/* This node leads the shard in `term`, everything that was in its log at
-	 * election is committed and has been applied: execution may begin. */
+	/* This node leads the shard in `term`, everything that was in its log
+	 * at election is committed and has been applied: execution may begin.
+	 */
 	void (*lead)(struct app *a, uint64_t term);
 	/* No longer. What was collected or submitted and not committed may or
 	 * may not become so. */
 	void (*lost)(struct app *a, uint64_t term);
 	/*
 	 * Give the bytes of the next entry: everything that came together since
-	 * the last call, up to shard_entry_bytes_max. The bytes are the shard's from
-	 * here on, freed with free(). False: nothing to propose.
-	 * Every true is answered by `submitted` or `refused`, in order.
+	 * the last call, up to shard_entry_bytes_max. The bytes are the shard's
+	 * from here on, freed with free(). False: nothing to propose. Every
+	 * true is answered by `submitted` or `refused`, in order.
 	 */
 	bool (*collect)(struct app *a, uint64_t term, void **data,
 			size_t *bytes);
 	void (*submitted)(struct app *a, uint64_t term, uint64_t index);
 	void (*refused)(struct app *a, enum rc rc);
-	/* Leader only: the entry at `index` and all before it are committed. The
-	 * output gate. */
+	/* Leader only: the entry at `index` and all before it are committed.
+	 * The output gate. */
 	void (*committed)(struct app *a, uint64_t index);
 	/* One committed entry that is durable here, in index order, once.
 	 * RC_CORRUPT: it cannot be digested; the shard stops applying. */

@@ -1,7 +1,7 @@
 /*
  * The file `ballot` is 64 KiB: area A (blocks 0..7) and area B (blocks 8..15)
- * hold the same; the slot of shard s is sector s of each. A sector of 512 bytes,
- * integers little endian:
+ * hold the same; the slot of shard s is sector s of each. A sector of 512
+ *bytes, integers little endian:
  *
  *	  0  8  "HFBALLOT"
  *	  8  4  version, 1
@@ -15,14 +15,14 @@
  *	 68     zero
  *	508  4  CRC-32C of all before
  *
- * A write puts all sectors with the new counter into area A, syncs, then into B,
- * syncs. A power cut leaves each sector old or new, so after it the higher
- * counter is the truth or was never acted upon. Once both are synced, either copy
- * alone tells all: a bad one is noticed and costs nothing. If both are bad the
- * shard is not good. Since every write stamps all, a shard whose counter is below
- * that of a batch in the log has lost a write, its own or another's. (A write that
- * a crash cut short stamps some; ballot_reconcile levels them before there is a
- * batch with the new counter.)
+ * A write puts all sectors with the new counter into area A, syncs, then into
+ *B, syncs. A power cut leaves each sector old or new, so after it the higher
+ * counter is the truth or was never acted upon. Once both are synced, either
+ *copy alone tells all: a bad one is noticed and costs nothing. If both are bad
+ *the shard is not good. Since every write stamps all, a shard whose counter is
+ *below that of a batch in the log has lost a write, its own or another's. (A
+ *write that a crash cut short stamps some; ballot_reconcile levels them before
+ *there is a batch with the new counter.)
  */
 #include "raft-glue/ballot.h"
 
@@ -335,8 +335,7 @@ static void stamp_all(struct ballot *b)
 	}
 }
 
-enum rc ballot_reconcile(struct ballot *b, uint64_t counter,
-			 struct detail *why)
+enum rc ballot_reconcile(struct ballot *b, uint64_t counter, struct detail *why)
 {
 	bool any = false;
 	uint32_t s;
@@ -388,12 +387,13 @@ static bool verify_copy(uint8_t *image, unsigned area, uint32_t shard,
 	rc = copy_decode(sector_of(image, area, shard), shard, &c);
 	if (rc == RC_OK && (c.flags & FLAG_DOUBTED) == 0)
 		return true;
-	(void)snprintf(line, sizeof(line), "%s, offset %u: copy %c of shard %u %s",
-		       BALLOT_FILE, area * AREA_BYTES + shard * PAIR_SECTOR,
+	(void)snprintf(line, sizeof(line),
+		       "%s, offset %u: copy %c of shard %u %s", BALLOT_FILE,
+		       area * AREA_BYTES + shard * PAIR_SECTOR,
 		       area == 0 ? 'A' : 'B', shard,
-		       rc == RC_OK        ? "is marked: the file lost writes" :
-		       rc == RC_VERSION ? "has a newer version" :
-					    "is damaged");
+		       rc == RC_OK        ? "is marked: the file lost writes"
+		       : rc == RC_VERSION ? "has a newer version"
+					  : "is damaged");
 	report(arg, line);
 	return false;
 }

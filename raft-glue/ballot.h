@@ -39,8 +39,8 @@ enum rc ballot_open(struct disk *disk, uint32_t shards, struct ballot **out,
 void ballot_close(struct ballot *b);
 
 /* False when both copies of the shard are bad, or the file lost writes
- * (ballot_reconcile): ask after log_open. `why` (may be NULL) gets a sentence. A
- * ballot_write of the shard makes it good. */
+ * (ballot_reconcile): ask after log_open. `why` (may be NULL) gets a sentence.
+ * A ballot_write of the shard makes it good. */
 bool ballot_good(const struct ballot *b, uint32_t shard);
 enum rc ballot_check(const struct ballot *b, uint32_t shard,
 		     struct detail *why);
@@ -64,8 +64,8 @@ struct ballot_change {
 enum rc ballot_write(struct ballot *b, const struct ballot_change *changes,
 		     size_t n, struct detail *why);
 
-/* Offline: one line of text per finding. `*counter`: how far all shards of which
- * a copy is good have counted. RC_CORRUPT when there was a finding. */
+/* Offline: one line of text per finding. `*counter`: how far all shards of
+ * which a copy is good have counted. RC_CORRUPT when there was a finding. */
 enum rc ballot_verify(struct disk *disk, uint32_t shards,
 		      void (*report)(void *arg, const char *line), void *arg,
 		      uint64_t *counter, struct detail *why);

@@ -163,8 +163,9 @@ enum rc identity_format(struct disk *disk, struct env *env, struct identity *id,
 		return rc;
 	rc = disk->ops->birth(disk, &id->birth);
 	if (rc != RC_OK)
-		return detail_set(why, rc, NULL, "cannot read the inode of the "
-						 "data directory");
+		return detail_set(why, rc, NULL,
+				  "cannot read the inode of the "
+				  "data directory");
 	id->boot = 0;
 	memset(id->nonce, 0, sizeof(id->nonce));
 	env_random(env, id->incarnation, sizeof(id->incarnation));
@@ -187,8 +188,9 @@ static enum rc check_birth(struct disk *disk, const struct identity *id,
 
 	rc = disk->ops->birth(disk, &now);
 	if (rc != RC_OK)
-		return detail_set(why, rc, NULL, "cannot read the inode of the "
-						 "data directory");
+		return detail_set(why, rc, NULL,
+				  "cannot read the inode of the "
+				  "data directory");
 	/* A file system that does not tell the time says zero at both ends;
 	 * where only one of the two does, the inode has to do. */
 	if (now.inode == id->birth.inode &&
@@ -208,8 +210,9 @@ static enum rc load(struct disk *disk, uint8_t *image, struct identity *out,
 
 	rc = pair_read(disk, IDENTITY_FILE, image, FILE_BYTES, NULL);
 	if (rc == RC_NOT_FOUND)
-		return detail_set(why, rc, NULL, "not a data directory: it has "
-						 "no file %s",
+		return detail_set(why, rc, NULL,
+				  "not a data directory: it has "
+				  "no file %s",
 				  IDENTITY_FILE);
 	if (rc != RC_OK)
 		return detail_set(why, rc, NULL, "cannot open the file %s",

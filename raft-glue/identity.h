@@ -1,12 +1,12 @@
 /*
  * identity - whose disk is this? The first file of a data directory.
  *
- * Blocking; before the loop runs. Only `holdfast init`, `--dev` and `node reset`
- * format a data directory (DESIGN D4): cluster id, node id, a random incarnation
- * and the directory's own inode and birth time, so that a copied or restored
- * directory refuses to start. Each boot counts up and draws a nonce, synced
- * before anything else happens. File `identity`: two copies in different 4 KiB
- * blocks, each with version, write counter and CRC-32C.
+ * Blocking; before the loop runs. Only `holdfast init`, `--dev` and `node
+ * reset` format a data directory (DESIGN D4): cluster id, node id, a random
+ * incarnation and the directory's own inode and birth time, so that a copied or
+ * restored directory refuses to start. Each boot counts up and draws a nonce,
+ * synced before anything else happens. File `identity`: two copies in different
+ * 4 KiB blocks, each with version, write counter and CRC-32C.
  */
 #ifndef HOLDFAST_RAFT_GLUE_IDENTITY_H
 #define HOLDFAST_RAFT_GLUE_IDENTITY_H
@@ -19,24 +19,25 @@
 struct identity {
 	uint8_t cluster_id[ID_BYTES];
 	uint8_t incarnation[ID_BYTES];
-	uint8_t hash_key[ID_BYTES];  /* Keys the hash of ids and shards. */
-	uint64_t node_id;            /* 1 .. */
-	char node_name[64];          /* As in principals: unix:NODE:UID. */
-	uint32_t shards;             /* 1..SHARDS_MAX, fixed for good. */
-	uint32_t segment_bytes;      /* Of the log, fixed for good. */
+	uint8_t hash_key[ID_BYTES]; /* Keys the hash of ids and shards. */
+	uint64_t node_id;           /* 1 .. */
+	char node_name[64];         /* As in principals: unix:NODE:UID. */
+	uint32_t shards;            /* 1..SHARDS_MAX, fixed for good. */
+	uint32_t segment_bytes;     /* Of the log, fixed for good. */
 	struct disk_birth birth;
-	uint64_t boot;               /* Boots so far. */
-	uint8_t nonce[ID_BYTES];     /* Of this boot. */
+	uint64_t boot;           /* Boots so far. */
+	uint8_t nonce[ID_BYTES]; /* Of this boot. */
 };
 
 /*
- * Format an empty data directory: draws the incarnation, and cluster id and hash
- * key where the caller left them zero (the founders of one cluster share them),
- * writes `identity`, and syncs file and directory. The caller formats ballot and log *before*, so
- * that a directory with an identity is whole. RC_EXISTS when there is one.
+ * Format an empty data directory: draws the incarnation, and cluster id and
+ * hash key where the caller left them zero (the founders of one cluster share
+ * them), writes `identity`, and syncs file and directory. The caller formats
+ * ballot and log *before*, so that a directory with an identity is whole.
+ * RC_EXISTS when there is one.
  */
-enum rc identity_format(struct disk *disk, struct env *env,
-			struct identity *id, struct detail *why);
+enum rc identity_format(struct disk *disk, struct env *env, struct identity *id,
+			struct detail *why);
 
 /*
  * RC_NOT_FOUND: not a data directory. RC_VERSION: written by a newer Holdfast.

@@ -1,5 +1,6 @@
 /*
- * The loop thread collects, the writer thread lays out, seals, writes and syncs.
+ * The loop thread collects, the writer thread lays out, seals, writes and
+ *syncs.
  *
  *	log_append, log_vote -> `fill`, votes          loop
  *	  ENV_PHASE_LOG, or the end of a batch:
@@ -8,22 +9,23 @@
  *	  durable(), the next part or order            batch_done, loop
  *	  what does not hurry: new segments, copies    chore_run, writer
  *
- * Of struct log, `w` belongs to the writer while one of the two jobs is under way
- * and to the loop otherwise. `order` is filled by the loop before a batch job and
- * left alone until it is done; `result` and `chore_result` go the other way.
+ * Of struct log, `w` belongs to the writer while one of the two jobs is under
+ *way and to the loop otherwise. `order` is filled by the loop before a batch
+ *job and left alone until it is done; `result` and `chore_result` go the other
+ *way.
  *
  * The format of the files is at the top of segment.c; what recovery makes of
  * them, and why a leftover is never mistaken, at the top of recovery.c.
  *
  * Segments. `live` are those that hold the log, oldest first, the last one is
  * the head; `idle` can be used. A change of segments is: write and sync the
- * header of the next one, then a closing batch that names it in the old one, and
- * sync that. The oldest becomes idle when no shard has a live record in it: each
- * segment knows, per shard, the highest index whose record in it may be live;
- * entries that overwrite, and base records, lower it when they are durable, and
- * the shard's floor passes it in the end. When too little is free, the shards
- * that pin the oldest are asked to move their floors; from three quarters on
- * what they still have there is appended once more as copies.
+ * header of the next one, then a closing batch that names it in the old one,
+ *and sync that. The oldest becomes idle when no shard has a live record in it:
+ *each segment knows, per shard, the highest index whose record in it may be
+ *live; entries that overwrite, and base records, lower it when they are
+ *durable, and the shard's floor passes it in the end. When too little is free,
+ *the shards that pin the oldest are asked to move their floors; from three
+ *quarters on what they still have there is appended once more as copies.
  */
 #include "raft-glue/log.h"
 
@@ -37,8 +39,8 @@
 #define SEGMENTS_MIN      4u
 #define SEGMENTS_FORMAT   2u /* That a new log begins with. */
 #define SEGMENT_BYTES_LOW (4u * BLOCK_BYTES)
-#define FILL_BYTES        (64u << 10) /* First size of a buffer. */
-#define FILL_BYTES_KEEP   (8u << 20)  /* Larger ones are given back. */
+#define FILL_BYTES        (64u << 10)  /* First size of a buffer. */
+#define FILL_BYTES_KEEP   (8u << 20)   /* Larger ones are given back. */
 #define SLICE_BYTES       (512u << 10) /* Zeroes written at a time. */
 #define COPY_BYTES        (1u << 20)   /* Records copied at a time. */
 #define RETRY_MS          100u         /* When no segment is free. */
@@ -58,11 +60,11 @@ struct view {
 	uint64_t idle;
 	uint64_t live;
 	uint64_t live_bytes;
-	uint64_t head; /* Its sequence. */
+	uint64_t head;            /* Its sequence. */
 	uint64_t max[SHARDS_MAX]; /* Of the oldest, unless it is the head. */
-	bool ask;      /* Shards that pin it should move their floors. */
-	bool full;     /* Three quarters. */
-	bool chore;    /* There is something for chore_run. */
+	bool ask;   /* Shards that pin it should move their floors. */
+	bool full;  /* Three quarters. */
+	bool chore; /* There is something for chore_run. */
 };
 
 struct order {
@@ -80,7 +82,7 @@ struct order {
 struct result {
 	enum rc rc;
 	struct detail why;
-	bool stalled; /* No segment: nothing was written. */
+	bool stalled;    /* No segment: nothing was written. */
 	uint64_t ticket; /* Of the last record written. */
 	uint64_t shards; /* Whose records were written. */
 	uint64_t bytes;  /* Of them, as counted in `unsynced`. */
@@ -93,7 +95,7 @@ struct copying {
 	uint64_t seq;
 	struct buffer records;
 	size_t pos;
-	bool wait; /* For room. */
+	bool wait;            /* For room. */
 	uint64_t refused_seq; /* Of a segment that could not be read. */
 };
 
@@ -255,8 +257,8 @@ static void buffer_clear(struct buffer *b)
 static bool buffer_add(struct buffer *b, uint64_t ticket,
 		       const struct record *r)
 {
-	uint8_t *p = buffer_take(b, TICKET_BYTES + RECORD_HEADER_BYTES +
-					    r->bytes);
+	uint8_t *p =
+		buffer_take(b, TICKET_BYTES + RECORD_HEADER_BYTES + r->bytes);
 
 	if (p == NULL)
 		return false;
@@ -910,11 +912,11 @@ static enum rc copy_scan(struct writer *w, const uint8_t *image,
 
 	do {
 		rc = off < size ? batch_decode(image + off, g->slot, off,
-					       size - off, &h) :
-				  RC_CORRUPT;
-		if (rc == RC_OK && (h.seq != g->seq ||
-				    !sectors_whole(image + off, &h, g->slot,
-						   off)))
+					       size - off, &h)
+				: RC_CORRUPT;
+		if (rc == RC_OK &&
+		    (h.seq != g->seq ||
+		     !sectors_whole(image + off, &h, g->slot, off)))
 			rc = RC_CORRUPT;
 		if (rc == RC_OK)
 			rc = copy_collect(w, image + off, &h, records, set,
@@ -1457,8 +1459,7 @@ bool log_full(const struct log *log, uint32_t shard)
 {
 	CHECK_OBJ(log, LOG_MAGIC);
 	PRE(shard < log->cfg.shards);
-	return log->stalled ||
-	       (log->view.full && shard_pins(log, shard));
+	return log->stalled || (log->view.full && shard_pins(log, shard));
 }
 
 uint64_t log_unsynced_bytes(const struct log *log)
@@ -1643,8 +1644,8 @@ static uint64_t take_list(struct log_segments *to, struct log_segments *from)
 	uint64_t n = 0;
 
 	TAILQ_CONCAT(to, from, link);
-	TAILQ_FOREACH (g, to, link)
-		n++;
+	TAILQ_FOREACH(g, to, link)
+	n++;
 	return n;
 }
 
@@ -1668,8 +1669,8 @@ static void take_shard(struct log *log, uint32_t i, struct recovered_shard *r)
 	if (log->shard[i].damaged) {
 		/* Void until a base record comes: it pins nothing. */
 		row->flags = SEGMENT_SHARD_DAMAGED;
-		TAILQ_FOREACH (g, &log->w.live, link)
-			g->max[i] = 0;
+		TAILQ_FOREACH(g, &log->w.live, link)
+		g->max[i] = 0;
 	}
 	log->shard[i].recovered = *r;
 	*r = (struct recovered_shard){ .floor = 0 };
@@ -1703,12 +1704,14 @@ static enum rc open_files(struct writer *w, struct detail *why)
 	struct log_segment *g;
 	enum rc rc;
 
-	TAILQ_FOREACH (g, &w->live, link) {
+	TAILQ_FOREACH(g, &w->live, link)
+	{
 		rc = open_segment(w, g, 0, why);
 		if (rc != RC_OK)
 			return rc;
 	}
-	TAILQ_FOREACH (g, &w->idle, link) {
+	TAILQ_FOREACH(g, &w->idle, link)
+	{
 		rc = open_segment(w, g, 0, why);
 		if (rc != RC_OK)
 			return rc;
@@ -1750,8 +1753,7 @@ enum rc log_open(struct env *env, struct disk *disk, struct ballot *ballot,
 	log->magic = LOG_MAGIC;
 	log->env = env;
 	log->cfg = *cfg;
-	log->task = (struct env_task){ .cb = turn_end,
-				       .phase = ENV_PHASE_LOG };
+	log->task = (struct env_task){ .cb = turn_end, .phase = ENV_PHASE_LOG };
 	log->batch = (struct env_job){ .run = batch_run, .done = batch_done };
 	log->chore = (struct env_job){ .run = chore_run, .done = chore_done };
 	env_timer_init(&log->retry, env, retry_fired);
@@ -1866,11 +1868,11 @@ static enum rc format_all(struct formatting *f, struct detail *why)
 		rc = f->rc;
 	if (rc != RC_OK)
 		return detail_set(why, rc, NULL,
-				  rc == RC_EXISTS ?
-					  "the directory holds a log: it is "
-					  "not formatted again" :
-					  "cannot read the directory of the "
-					  "log");
+				  rc == RC_EXISTS
+					  ? "the directory holds a log: it is "
+					    "not formatted again"
+					  : "cannot read the directory of the "
+					    "log");
 	for (slot = 1; rc == RC_OK && slot <= SEGMENTS_FORMAT; slot++)
 		rc = format_one(f, slot, why);
 	if (rc == RC_OK)

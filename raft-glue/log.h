@@ -54,9 +54,9 @@ struct log_listener {
 /*
  * Scan the log. `floors[shard]` is the index up to which the shard's synced
  * main state file contains everything: records at or below it are dead.
- * RC_VERSION, RC_NOT_FOUND, RC_IO as usual. Damage that can be attributed is not
- * an error here: log_status tells per shard. `ballot` is written through the log
- * from now on and stays the caller's.
+ * RC_VERSION, RC_NOT_FOUND, RC_IO as usual. Damage that can be attributed is
+ * not an error here: log_status tells per shard. `ballot` is written through
+ * the log from now on and stays the caller's.
  */
 enum rc log_open(struct env *env, struct disk *disk, struct ballot *ballot,
 		 const struct log_config *cfg, const uint64_t *floors,
@@ -65,7 +65,7 @@ enum rc log_open(struct env *env, struct disk *disk, struct ballot *ballot,
 enum log_status {
 	LOG_WHOLE,
 	LOG_DAMAGED, /* Records of this shard are or may be missing: it must
-	              * not vote, acknowledge or confirm (DESIGN D4). */
+		      * not vote, acknowledge or confirm (DESIGN D4). */
 };
 /* `why`: what is damaged and where. A ballot that is lost (both copies bad, or
  * older than a batch of the log says) is LOG_DAMAGED too; ballot_good, asked
@@ -137,14 +137,14 @@ uint64_t log_unsynced_bytes(const struct log *log);
 
 struct log_stats {
 	uint64_t batches;
-	uint64_t syncs;        /* fdatasync calls of the writer, all files. */
-	uint64_t bytes;        /* Written, padding and trailers included. */
+	uint64_t syncs; /* fdatasync calls of the writer, all files. */
+	uint64_t bytes; /* Written, padding and trailers included. */
 	uint64_t sync_ns_sum;
 	uint64_t sync_ns_max;
 	uint64_t last_sync_ms; /* env_now_ms of the last completed batch. */
 	uint64_t segments;
 	uint64_t segments_free;
-	uint64_t live_bytes;   /* From the oldest live record to the head. */
+	uint64_t live_bytes; /* From the oldest live record to the head. */
 	uint64_t bytes_max;
 };
 void log_stats(const struct log *log, struct log_stats *out);

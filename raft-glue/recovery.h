@@ -19,7 +19,7 @@ struct log_segment {
 	TAILQ_ENTRY(log_segment) link;
 	struct disk_file *file; /* For writing; the log's. */
 	uint32_t slot;
-	uint64_t seq;           /* 0: not in the chain. */
+	uint64_t seq; /* 0: not in the chain. */
 	/* Per shard: the highest index whose record here may be live, 0: none;
 	 * bytes of its records here. */
 	uint64_t max[SHARDS_MAX];
@@ -79,7 +79,7 @@ struct recovery {
 	bool broken; /* Nothing may be added to the head: go on behind it. */
 	uint64_t next_number;
 	uint8_t hash[HASH_BYTES]; /* Chained, of the last batch. */
-	uint64_t ballot; /* The highest ballot counter in a batch. */
+	uint64_t ballot;          /* The highest ballot counter in a batch. */
 	uint32_t slot_max;
 
 	/* Private. */

@@ -1,11 +1,11 @@
 /*
- * A segment is a file of fixed size, log/<slot as 16 hex digits>.seg. It is made
- * of sectors of 512 bytes; integers are little endian. Every sector:
+ * A segment is a file of fixed size, log/<slot as 16 hex digits>.seg. It is
+ *made of sectors of 512 bytes; integers are little endian. Every sector:
  *
  *	  0 504  payload
  *	504   4  the low half of its number
- *	508   4  CRC-32C of: payload; kind (4), slot (4), offset in the file (8),
- *	         the whole number (8)
+ *	508   4  CRC-32C of: payload; kind (4), slot (4), offset in the file
+ *(8), the whole number (8)
  *
  * The kind is 0 in a segment's header, 1 in the first sector of a batch, 2 in
  * the others: a payload that looks like a header is none.
@@ -47,8 +47,8 @@
  *	 72   8  zero
  *
  * The chained hash of a batch is BLAKE2b-128 over (the hash before, all its
- * trailers in order): through their CRCs it holds the contents, at a sixtieth of
- * the work.
+ * trailers in order): through their CRCs it holds the contents, at a sixtieth
+ *of the work.
  *
  * A record:
  *
@@ -106,8 +106,7 @@ static uint32_t crc_with(uint32_t crc, uint64_t number)
 void sector_seal(uint8_t *s, const struct sector_place *at, uint64_t number)
 {
 	le_put32(s + SECTOR_PAYLOAD, (uint32_t)number);
-	le_put32(s + SECTOR_PAYLOAD + 4,
-		 crc_with(sector_crc(s, at), number));
+	le_put32(s + SECTOR_PAYLOAD + 4, crc_with(sector_crc(s, at), number));
 }
 
 static bool crc_fits(const uint8_t *s, uint32_t crc, uint64_t number)
@@ -117,8 +116,7 @@ static bool crc_fits(const uint8_t *s, uint32_t crc, uint64_t number)
 	return le_get32(s + SECTOR_PAYLOAD + 4) == crc_with(crc, number);
 }
 
-bool sector_is(const uint8_t *s, const struct sector_place *at,
-	       uint64_t number)
+bool sector_is(const uint8_t *s, const struct sector_place *at, uint64_t number)
 {
 	return le_get32(s + SECTOR_PAYLOAD) == (uint32_t)number &&
 	       crc_fits(s, sector_crc(s, at), number);
@@ -307,8 +305,8 @@ void batch_seal(uint8_t *batch, const struct batch_head *h, uint32_t slot,
 
 static bool batch_sane(const struct batch_head *h, uint64_t room)
 {
-	return h->number != 0 && h->bytes <= room &&
-	       h->payload <= h->bytes && h->bytes == batch_bytes(h->payload);
+	return h->number != 0 && h->bytes <= room && h->payload <= h->bytes &&
+	       h->bytes == batch_bytes(h->payload);
 }
 
 enum rc batch_decode(const uint8_t *p, uint32_t slot, uint64_t offset,
@@ -495,10 +493,10 @@ enum rc segment_head_decode(const uint8_t block[SEGMENT_HEAD_BYTES],
 	}
 	v->seq = max;
 	v->seq_old = min;
-	v->state = good != (1u << BLOCK_SECTORS) - 1 ? HEAD_HURT :
-		   min != max			     ? HEAD_TORN :
-		   max == 0			     ? HEAD_BLANK :
-						       HEAD_WHOLE;
+	v->state = good != (1u << BLOCK_SECTORS) - 1 ? HEAD_HURT
+		   : min != max                      ? HEAD_TORN
+		   : max == 0                        ? HEAD_BLANK
+						     : HEAD_WHOLE;
 	if (v->state == HEAD_HURT && (good == 0 || min != max || max == 0))
 		v->state = HEAD_LOST;
 	if (v->state == HEAD_WHOLE || v->state == HEAD_HURT)

@@ -65,12 +65,12 @@ enum { BATCH_CLOSING = 1 }; /* The segment's last: names its successor. */
 struct batch_head {
 	uint16_t flags;
 	uint64_t number;
-	uint32_t bytes;   /* On disk, a multiple of BLOCK_BYTES. */
-	uint32_t payload; /* Of records. */
+	uint32_t bytes;             /* On disk, a multiple of BLOCK_BYTES. */
+	uint32_t payload;           /* Of records. */
 	uint8_t before[HASH_BYTES]; /* The chained hash of the batch before. */
-	uint64_t shards;  /* Bit s: it has records of shard s. */
-	uint64_t ballot;  /* The ballot file's counter when it was written. */
-	uint64_t seq;     /* Of the segment. */
+	uint64_t shards;            /* Bit s: it has records of shard s. */
+	uint64_t ballot;    /* The ballot file's counter when it was written. */
+	uint64_t seq;       /* Of the segment. */
 	uint64_t successor; /* Of a closing batch, else 0. */
 };
 
@@ -148,8 +148,8 @@ struct segment_head {
 	uint64_t bytes; /* Of the whole segment. */
 	uint8_t cluster_id[16];
 	uint64_t node_id;
-	uint64_t tail;         /* The oldest sequence still needed. */
-	uint64_t first_number; /* Of its first batch. */
+	uint64_t tail;              /* The oldest sequence still needed. */
+	uint64_t first_number;      /* Of its first batch. */
 	uint8_t before[HASH_BYTES]; /* Chained hash at its first batch. */
 	struct segment_shard shard[SHARDS_MAX];
 };
@@ -160,10 +160,10 @@ void segment_head_encode(uint8_t block[SEGMENT_HEAD_BYTES],
 enum head_state {
 	HEAD_BLANK, /* All zero: never used. */
 	HEAD_WHOLE,
-	HEAD_TORN,  /* Every sector whole, not all of one sequence: a recycling
-	             * that did not end; the segment is free. */
-	HEAD_HURT,  /* Some sectors are bad; the others agree on the sequence. */
-	HEAD_LOST,  /* Nothing can be told. */
+	HEAD_TORN, /* Every sector whole, not all of one sequence: a recycling
+		    * that did not end; the segment is free. */
+	HEAD_HURT, /* Some sectors are bad; the others agree on the sequence. */
+	HEAD_LOST, /* Nothing can be told. */
 };
 
 struct head_view {

@@ -263,16 +263,15 @@ static void meta_write(struct call *c, struct pack_w *w)
 
 void call_id_text(uint64_t request_id, char out[CALL_ID_BYTES])
 {
-	snprintf(out, CALL_ID_BYTES, "%016llx",
-		 (unsigned long long)request_id);
+	snprintf(out, CALL_ID_BYTES, "%016llx", (unsigned long long)request_id);
 }
 
 /* The id is the one that the caller's error names. Names of objects and
  * arguments stay out: they may be what the caller keeps secret. */
 static void call_log(const struct call *c, const struct answer *a)
 {
-	enum log_level level = a->rc == RC_INTERNAL ? LOG_ERROR_LEVEL :
-						      LOG_DEBUG_LEVEL;
+	enum log_level level =
+		a->rc == RC_INTERNAL ? LOG_ERROR_LEVEL : LOG_DEBUG_LEVEL;
 	char id[CALL_ID_BYTES];
 
 	if (!log_enabled(level))
@@ -280,8 +279,7 @@ static void call_log(const struct call *c, const struct answer *a)
 	call_id_text(c->request_id, id);
 	LOG_AT(level, "call_ended", F("request_id", (const char *)id),
 	       F("principal", c->caller.principal), F("class", c->addr.cls),
-	       F("method",
-		 c->ev.method != NULL ? c->ev.method->name : ""),
+	       F("method", c->ev.method != NULL ? c->ev.method->name : ""),
 	       F("code", rc_name(a->rc)), F("trace", c->trace),
 	       F("why", (const char *)c->ev.why.text));
 }
@@ -293,9 +291,9 @@ static void call_send(struct call *c)
 	struct answer a = { .rc = ev->rc,
 			    .outcome = ev->outcome,
 			    .why = &ev->why,
-			    .repeatable = ev->method != NULL &&
-					  (ev->method->flags &
-					   METHOD_WRITES) == 0,
+			    .repeatable =
+				    ev->method != NULL &&
+				    (ev->method->flags & METHOD_WRITES) == 0,
 			    .retry_after_ms = ev->retry_after_ms,
 			    .request_id = c->request_id,
 			    .owner = c->owner };
@@ -515,11 +513,12 @@ static enum rc call_bind(struct call *c, struct pack_bytes method)
 	/* By its id an object is found, not made: so one that is not there and
 	 * one that is another's are the same. */
 	if (!c->addr.by_id)
-		/* An id says nothing of the names it was made of: by it nobody makes an
-	 * object where another tenant's or class's may stand one day, and one
-	 * that is absent answers as one that is not the caller's. */
-	if (!c->addr.by_id)
-		ev->flags |= EVENT_CREATE;
+		/* An id says nothing of the names it was made of: by it nobody
+		 * makes an object where another tenant's or class's may stand
+		 * one day, and one that is absent answers as one that is not
+		 * the caller's. */
+		if (!c->addr.by_id)
+			ev->flags |= EVENT_CREATE;
 	c->bridge = core_bridge(
 		c->core, placement_shard(id->hash_key, &ev->oid, id->shards));
 	return RC_OK;

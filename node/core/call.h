@@ -28,7 +28,8 @@ struct answer {
 	struct pack_bytes result; /* One encoded value when rc is RC_OK, with
 				   * `meta` already around it. */
 	const struct detail *why;
-	bool repeatable; /* It changed nothing: it may as well be asked again. */
+	bool repeatable; /* It changed nothing: it may as well be asked again.
+			  */
 	int64_t retry_after_ms; /* < 0: none. */
 	uint64_t request_id;
 	uint64_t owner; /* Node id, 0: none to tell. */

@@ -4,7 +4,7 @@
 
 #include "node/base/check.h"
 
-#define RESERVE_FILE "reserve"
+#define RESERVE_FILE  "reserve"
 #define RESERVE_CHUNK (1u << 20)
 
 /* Made again only when it does not bring the node back to its edge. */
@@ -17,8 +17,8 @@ static enum rc fill(struct disk_file *f, uint64_t bytes)
 	enum rc rc = zeros == NULL ? RC_NOMEM : RC_OK;
 
 	while (rc == RC_OK && at < bytes) {
-		size_t n = bytes - at < RESERVE_CHUNK ? (size_t)(bytes - at) :
-							RESERVE_CHUNK;
+		size_t n = bytes - at < RESERVE_CHUNK ? (size_t)(bytes - at)
+						      : RESERVE_CHUNK;
 
 		rc = disk_write(f, zeros, n, at);
 		at += n;

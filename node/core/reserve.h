@@ -2,10 +2,11 @@
  * reserve - room on the disk that is kept for the day it is full.
  *
  * A file of zeros in the data directory. While the file system has less free
- * than the reserve, owners take in nothing that grows (NO_SPACE); reads, deletes
- * and the log's recycled segments go on. A node that finds the disk full when it
- * starts gives the file back, so that it can come up and be cleaned, instead of
- * dying at its first write. Blocking: storage worker, or before the loop.
+ * than the reserve, owners take in nothing that grows (NO_SPACE); reads,
+ * deletes and the log's recycled segments go on. A node that finds the disk
+ * full when it starts gives the file back, so that it can come up and be
+ * cleaned, instead of dying at its first write. Blocking: storage worker, or
+ * before the loop.
  */
 #ifndef HOLDFAST_CORE_RESERVE_H
 #define HOLDFAST_CORE_RESERVE_H
@@ -14,8 +15,8 @@
 
 struct reserve {
 	struct disk *disk;
-	uint64_t bytes; /* 0: none is kept. */
-	bool held;      /* The file is there. */
+	uint64_t bytes;          /* 0: none is kept. */
+	bool held;               /* The file is there. */
 	struct disk_space space; /* As last asked. */
 };
 

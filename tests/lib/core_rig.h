@@ -326,8 +326,7 @@ static inline uint64_t rig_entries(void)
 	uint32_t i;
 
 	for (i = 0; i < core_shards(rig.core); i++)
-		sum += shard_last_index(
-			bridge_shard(core_bridge(rig.core, i)));
+		sum += shard_last_index(bridge_shard(core_bridge(rig.core, i)));
 	return sum;
 }
 

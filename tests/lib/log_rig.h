@@ -85,8 +85,8 @@ static inline void *rig_alloc(size_t n)
 static inline void rig_byte(const struct rig_op *op, uint8_t *p)
 {
 	uint32_t i;
-	uint64_t x = op->index * 0x9e3779b97f4a7c15u + op->term * 31 +
-		     op->shard;
+	uint64_t x =
+		op->index * 0x9e3779b97f4a7c15u + op->term * 31 + op->shard;
 
 	for (i = 0; i < op->bytes; i++) {
 		x = x * 6364136223846793005u + 1442695040888963407u;
@@ -204,8 +204,8 @@ static inline enum rc rig_open(struct rig *r)
 	rc = ballot_open(d, r->cfg.shards, &r->ballot, &r->why);
 	if (rc != RC_OK)
 		return rc;
-	rc = log_open(world_env(r->w, r->node), d, r->ballot, &r->cfg, r->floors,
-		      &r->log, &r->why);
+	rc = log_open(world_env(r->w, r->node), d, r->ballot, &r->cfg,
+		      r->floors, &r->log, &r->why);
 	if (rc != RC_OK) {
 		ballot_close(r->ballot);
 		r->ballot = NULL;
@@ -373,8 +373,8 @@ static inline bool rig_matches(const struct rig *r, const struct rig_found *f,
 			continue;
 		last = op->index;
 		if (op->index <= cap)
-			e[op->index] = (struct rig_entry){ op->term,
-							   op->bytes };
+			e[op->index] =
+				(struct rig_entry){ op->term, op->bytes };
 	}
 	same = last <= f->floor ? f->n == 0 : last == f->floor + f->n;
 	for (i = 0; same && i < f->n; i++)
@@ -497,7 +497,7 @@ out:
 /* A mixed load; returns when it is through or the node has ended. */
 static inline void rig_load(struct rig *r, unsigned steps)
 {
-	static const uint32_t sizes[] = { 0,   1,   30,	 100,  400, 503,
+	static const uint32_t sizes[] = { 0,   1,   30,  100,  400, 503,
 					  504, 505, 900, 4096, 7000 };
 	unsigned i;
 
@@ -521,10 +521,9 @@ static inline void rig_load(struct rig *r, unsigned steps)
 			if (sh->last >= low && sh->last > sh->floor)
 				(void)rig_append(
 					r, s,
-					sh->last -
-						world_random(r->w,
-							     sh->last - low +
-								     1),
+					sh->last - world_random(r->w,
+								sh->last - low +
+									1),
 					sh->term + 1, n);
 			break;
 		case 1:

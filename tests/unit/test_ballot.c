@@ -161,9 +161,8 @@ TEST(crash_in_a_write_leaves_the_old_or_the_new_vote)
 			EXPECT_RC(ballot_reconcile(ballot, 2, &why), RC_OK);
 			put(5, 12);
 			reopen();
-			EXPECT_RC(ballot_reconcile(ballot,
-						   ballot_counter(ballot),
-						   &why),
+			EXPECT_RC(ballot_reconcile(
+					  ballot, ballot_counter(ballot), &why),
 				  RC_OK);
 			expect_vote(5, 12);
 			EXPECT_TRUE(ballot_good(ballot, 6));

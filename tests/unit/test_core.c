@@ -41,8 +41,8 @@ TEST(close_and_open_keep_everything)
 		rig_boot();
 		for (k = 0; k < 50; k++) {
 			snprintf(name, sizeof(name), "kv/object-%u", k);
-			snprintf(want, sizeof(want),
-				 "{'value':%u,'rev':%u}", 8 + i, 2 + i);
+			snprintf(want, sizeof(want), "{'value':%u,'rev':%u}",
+				 8 + i, 2 + i);
 			rig_expect_ok(name, "incr", "{'key':'n'}", want);
 		}
 		EXPECT_UINT(core_identity(rig.core)->boot, 2 + i);
@@ -193,8 +193,8 @@ TEST(killed_and_cut_off)
 TEST(a_clock_a_day_ahead_after_a_restart_expires_nothing)
 {
 	rig_begin(30);
-	rig_expect_ok("kv/a", "put",
-		      "{'key':'k','value':1,'ttl_ms':7200000}", "{'rev':1}");
+	rig_expect_ok("kv/a", "put", "{'key':'k','value':1,'ttl_ms':7200000}",
+		      "{'rev':1}");
 	rig_close();
 	world_wall_synced(rig.w, 0, false);
 	world_wall_jump(rig.w, 0, 86400000);
@@ -240,10 +240,10 @@ TEST(a_clock_a_day_back_after_a_restart_freezes_nothing)
 TEST(a_synchronised_clock_counts_the_time_that_was_off)
 {
 	rig_begin(32);
-	rig_expect_ok("kv/a", "put",
-		      "{'key':'k','value':1,'ttl_ms':7200000}", "{'rev':1}");
-	rig_expect_ok("kv/a", "put",
-		      "{'key':'l','value':1,'ttl_ms':172800000}", "{'rev':2}");
+	rig_expect_ok("kv/a", "put", "{'key':'k','value':1,'ttl_ms':7200000}",
+		      "{'rev':1}");
+	rig_expect_ok("kv/a", "put", "{'key':'l','value':1,'ttl_ms':172800000}",
+		      "{'rev':2}");
 	rig_close();
 	world_wall_synced(rig.w, 0, true);
 	world_suspend(rig.w, 0, 86400000);

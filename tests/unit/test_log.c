@@ -46,8 +46,8 @@ TEST(new_log_is_empty)
 
 TEST(entries_of_all_sizes_come_back)
 {
-	static const uint32_t sizes[] = { 0,	1,    399,  400,  401,	503,
-					  504,	505,  1007, 1008, 1009, 3951,
+	static const uint32_t sizes[] = { 0,    1,    399,  400,  401,  503,
+					  504,  505,  1007, 1008, 1009, 3951,
 					  3952, 3953, 4096, 8192, 20000 };
 	size_t i;
 
@@ -726,8 +726,8 @@ static void crash(struct rig *r, unsigned how)
 static void open_badly(struct rig *r, enum world_fault_kind kind, uint64_t nth)
 {
 	struct world_fault f = { .kind = kind,
-				 .op = kind == WORLD_SHORT ? WORLD_WRITE :
-							     WORLD_CHANGE,
+				 .op = kind == WORLD_SHORT ? WORLD_WRITE
+							   : WORLD_CHANGE,
 				 .nth = nth };
 
 	world_fault(r->w, r->node, &f);
@@ -760,8 +760,7 @@ static bool crash_once(struct rig *r, uint64_t seed, enum world_op op,
 	world_fault(r->w, 0, &f);
 	rig_load(r, 60);
 	fired = world_faults_fired(r->w, r->node) > 0;
-	if (kind != WORLD_NO_SPACE && fired &&
-	    world_alive(r->w, r->node))
+	if (kind != WORLD_NO_SPACE && fired && world_alive(r->w, r->node))
 		rig_wrong(r, "the node lives on after a failure");
 	world_faults_clear(r->w, r->node);
 	crash(r, how);

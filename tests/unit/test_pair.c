@@ -112,8 +112,7 @@ TEST(one_area_is_whole_at_every_moment)
 		world_fault(w, 0, &f);
 		(void)pair_write(file, image, FILE_BYTES, second);
 		world_power_cut(w, 0);
-		EXPECT_RC(pair_read(disk, "p", image, FILE_BYTES, NULL),
-			  RC_OK);
+		EXPECT_RC(pair_read(disk, "p", image, FILE_BYTES, NULL), RC_OK);
 		good = 0;
 		good += pair_sealed(image);
 		good += pair_sealed(image + PAIR_BLOCK);

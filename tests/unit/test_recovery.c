@@ -701,10 +701,9 @@ TEST(verify_changes_nothing)
 
 TEST(a_read_that_fails_once_is_repeated_by_blocks)
 {
-	struct world_fault f = { .kind = WORLD_EIO,
-				 .op = WORLD_READ,
-				 .nth = 2,
-				 .prefix = ONE };
+	struct world_fault f = {
+		.kind = WORLD_EIO, .op = WORLD_READ, .nth = 2, .prefix = ONE
+	};
 
 	begin_with_three(32);
 	stop_node();
@@ -788,8 +787,8 @@ static void sweep(const char *name, unsigned step)
 	sweep_detected = 0;
 	for (byte = 0; byte < n; byte += step)
 		sweep_one(name, byte, (unsigned)world_random(rig.w, 8));
-	printf("# %s: %zu flips, %llu marked a shard damaged\n", name,
-	       n / step, (unsigned long long)sweep_detected);
+	printf("# %s: %zu flips, %llu marked a shard damaged\n", name, n / step,
+	       (unsigned long long)sweep_detected);
 }
 
 TEST(every_flipped_bit_is_detected_or_changes_nothing)

@@ -126,8 +126,11 @@ TEST(batch_bytes_and_payload_agree)
 
 TEST(records_go_around_the_trailers)
 {
-	struct batch_head h = { .number = 9, .shards = 5, .ballot = 77,
-				.seq = 3,    .flags = BATCH_CLOSING,
+	struct batch_head h = { .number = 9,
+				.shards = 5,
+				.ballot = 77,
+				.seq = 3,
+				.flags = BATCH_CLOSING,
 				.successor = 4 };
 	struct batch_head got;
 	uint8_t again[HASH_BYTES];
@@ -177,11 +180,10 @@ TEST(batch_header_out_of_bounds_is_corrupt)
 		uint8_t byte;
 		enum rc rc;
 	} c[] = {
-		{ 0, 'X', RC_CORRUPT },  /* tag */
-		{ 4, 2, RC_VERSION },	 /* version */
-		{ 17, 0x20, RC_CORRUPT }, /* bytes */
-		{ 16, 1, RC_CORRUPT },
-		{ 22, 1, RC_CORRUPT }, /* payload */
+		{ 0, 'X', RC_CORRUPT },                          /* tag */
+		{ 4, 2, RC_VERSION },                            /* version */
+		{ 17, 0x20, RC_CORRUPT },                        /* bytes */
+		{ 16, 1, RC_CORRUPT },    { 22, 1, RC_CORRUPT }, /* payload */
 		{ 23, 0xff, RC_CORRUPT },
 	};
 	size_t i;
@@ -218,8 +220,11 @@ TEST(hash_depends_on_the_hash_before_and_on_each_sector)
 
 TEST(records_round_trip_and_are_bounded)
 {
-	struct record r = { .kind = RECORD_COPY, .shard = 63, .type = 700,
-			    .bytes = 5,		 .index = 1ull << 40,
+	struct record r = { .kind = RECORD_COPY,
+			    .shard = 63,
+			    .type = 700,
+			    .bytes = 5,
+			    .index = 1ull << 40,
 			    .term = 9 };
 	struct record got;
 	uint8_t p[RECORD_HEADER_BYTES + 5] = { 0 };
@@ -246,16 +251,19 @@ TEST(records_round_trip_and_are_bounded)
 
 static struct segment_head sample(uint64_t seq)
 {
-	struct segment_head h = { .slot = 5,   .shards = 64,
-				  .seq = seq,  .bytes = 65536,
-				  .node_id = 3, .tail = 2,
+	struct segment_head h = { .slot = 5,
+				  .shards = 64,
+				  .seq = seq,
+				  .bytes = 65536,
+				  .node_id = 3,
+				  .tail = 2,
 				  .first_number = 44 };
 	uint32_t s;
 
 	memset(h.cluster_id, 0xaa, 16);
 	memset(h.before, 0xbb, HASH_BYTES);
 	for (s = 0; s < SHARDS_MAX; s++)
-		h.shard[s] = (struct segment_shard){ s, s + 1, s + 2,
+		h.shard[s] = (struct segment_shard){ s,     s + 1, s + 2,
 						     s + 3, s + 4, s % 2 };
 	return h;
 }
