@@ -577,7 +577,8 @@ TEST(names)
 
 /* libuv closes descriptors behind the back of the thread sanitizer, which then
  * takes two users of one number for a race. */
-const char *__tsan_default_suppressions(void);
+__attribute__((visibility("default"))) const char *__tsan_default_suppressions(
+	void);
 const char *__tsan_default_suppressions(void)
 {
 	return "race:libuv.so\n";
