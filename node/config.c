@@ -820,7 +820,7 @@ enum rc config_load(struct config *cfg, const char *path, struct detail *why)
 	if (rc != RC_OK)
 		return rc;
 	rc = yaml_load(data, n, path, &raw, why);
-	if (rc == RC_OK && raw == NULL)
+	if (rc == RC_OK && (raw == NULL || data == NULL))
 		rc = detail_set(why, RC_INVALID, NULL, "%.150s: is empty",
 				path);
 	if (rc == RC_OK) {

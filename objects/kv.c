@@ -475,6 +475,7 @@ static enum rc batch_one(const struct kv_op *op, struct pack_bytes map)
 		rc = method_args_check_besides(m, map, "op", &args, op->why);
 	if (rc != RC_OK)
 		return rc;
+	CHECK(m != NULL);
 	one.args = &args;
 	return kv_write(&one, m->number);
 }

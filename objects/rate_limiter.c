@@ -394,7 +394,7 @@ static enum rc check_args(struct check *c, const struct method_args *a)
 static enum rc limiter_check(struct event *ev, struct detail *why)
 {
 	struct check c = { .ev = ev, .why = why };
-	struct verdict v;
+	struct verdict v = { 0 };
 	enum rc rc = check_args(&c, &ev->args);
 
 	if (rc == RC_OK)
@@ -425,7 +425,7 @@ static enum rc many_one(struct event *ev, struct pack_bytes map, struct many *m,
 	struct check c = { .ev = ev, .why = why };
 	struct method_args args;
 	struct pack_r r = pack_reader(map.p, map.n);
-	struct verdict v;
+	struct verdict v = { 0 };
 	uint32_t pairs;
 	enum rc rc;
 
@@ -564,7 +564,7 @@ static enum rc limiter_peek(struct event *ev, struct detail *why)
 	struct check c = { .ev = ev, .why = why, .cost = 1 };
 	struct pack_bytes name =
 		policy_name(&ev->args, ARG_rate_limiter_peek_policy);
-	struct verdict v;
+	struct verdict v = { 0 };
 	enum rc rc = policy_get(ev, name, &c.policy, why);
 
 	if (rc != RC_OK)

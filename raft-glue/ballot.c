@@ -1,7 +1,7 @@
 /*
  * The file `ballot` is 64 KiB: area A (blocks 0..7) and area B (blocks 8..15)
- * hold the same; the slot of shard s is sector s of each. A sector of 512
- *bytes, integers little endian:
+ * hold the same; the slot of shard s is sector s of each. A sector, of 512
+ * bytes, integers little endian:
  *
  *	  0  8  "HFBALLOT"
  *	  8  4  version, 1
@@ -16,13 +16,13 @@
  *	508  4  CRC-32C of all before
  *
  * A write puts all sectors with the new counter into area A, syncs, then into
- *B, syncs. A power cut leaves each sector old or new, so after it the higher
+ * B, syncs. A power cut leaves each sector old or new, so after it the higher
  * counter is the truth or was never acted upon. Once both are synced, either
- *copy alone tells all: a bad one is noticed and costs nothing. If both are bad
- *the shard is not good. Since every write stamps all, a shard whose counter is
- *below that of a batch in the log has lost a write, its own or another's. (A
- *write that a crash cut short stamps some; ballot_reconcile levels them before
- *there is a batch with the new counter.)
+ * copy alone tells all: a bad one is noticed and costs nothing. If both are
+ * bad the shard is not good. Since every write stamps all, a shard whose
+ * counter is below that of a batch in the log has lost a write, its own or
+ * another's. (A write that a crash cut short stamps some; ballot_reconcile
+ * levels them before there is a batch with the new counter.)
  */
 #include "raft-glue/ballot.h"
 
@@ -35,11 +35,12 @@
 #define BALLOT_MAGIC   0x62616c6cu
 #define BALLOT_VERSION 1u
 #define BALLOT_FILE    "ballot"
-#define BALLOT_TAG     "HFBALLOT"
 #define AREA_BYTES     (SHARDS_MAX * PAIR_SECTOR)
 #define FILE_BYTES     (2u * AREA_BYTES)
 
 #define FLAG_DOUBTED 1u
+
+static const uint8_t ballot_tag[8] = { 'H', 'F', 'B', 'A', 'L', 'L', 'O', 'T' };
 
 _Static_assert(AREA_BYTES % PAIR_BLOCK == 0, "an area is whole blocks");
 
@@ -71,7 +72,7 @@ static uint8_t *sector_of(uint8_t *image, unsigned area, uint32_t shard)
 static void copy_encode(uint8_t *p, uint32_t shard, const struct copy *c)
 {
 	memset(p, 0, PAIR_SECTOR);
-	memcpy(p, BALLOT_TAG, 8);
+	memcpy(p, ballot_tag, 8);
 	le_put32(p + 8, BALLOT_VERSION);
 	le_put32(p + 12, shard);
 	le_put64(p + 16, c->counter);
@@ -85,7 +86,7 @@ static void copy_encode(uint8_t *p, uint32_t shard, const struct copy *c)
 
 static enum rc copy_decode(const uint8_t *p, uint32_t shard, struct copy *c)
 {
-	if (!pair_sealed(p) || memcmp(p, BALLOT_TAG, 8) != 0)
+	if (!pair_sealed(p) || memcmp(p, ballot_tag, 8) != 0)
 		return RC_CORRUPT;
 	if (le_get32(p + 8) > BALLOT_VERSION)
 		return RC_VERSION;

@@ -29,15 +29,18 @@
 #include "raft-glue/pair.h"
 
 #define IDENTITY_VERSION 1u
-#define IDENTITY_TAG     "HFIDENTY"
 #define IDENTITY_FILE    "identity"
 #define IDENTITY_NEW     "identity.new"
 #define FILE_BYTES       (2u * PAIR_BLOCK)
 
+static const uint8_t identity_tag[8] = {
+	'H', 'F', 'I', 'D', 'E', 'N', 'T', 'Y'
+};
+
 static void copy_encode(uint8_t *p, const struct identity *id)
 {
 	memset(p, 0, PAIR_SECTOR);
-	memcpy(p, IDENTITY_TAG, 8);
+	memcpy(p, identity_tag, 8);
 	le_put32(p + 8, IDENTITY_VERSION);
 	le_put32(p + 12, id->shards);
 	le_put64(p + 16, id->boot);
@@ -55,7 +58,7 @@ static void copy_encode(uint8_t *p, const struct identity *id)
 
 static enum rc copy_decode(const uint8_t *p, struct identity *id)
 {
-	if (!pair_sealed(p) || memcmp(p, IDENTITY_TAG, 8) != 0)
+	if (!pair_sealed(p) || memcmp(p, identity_tag, 8) != 0)
 		return RC_CORRUPT;
 	if (le_get32(p + 8) > IDENTITY_VERSION)
 		return RC_VERSION;

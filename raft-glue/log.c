@@ -1,6 +1,5 @@
 /*
- * The loop thread collects, the writer thread lays out, seals, writes and
- *syncs.
+ * The loop thread collects; the writer thread lays out, seals, writes, syncs.
  *
  *	log_append, log_vote -> `fill`, votes          loop
  *	  ENV_PHASE_LOG, or the end of a batch:
@@ -10,9 +9,9 @@
  *	  what does not hurry: new segments, copies    chore_run, writer
  *
  * Of struct log, `w` belongs to the writer while one of the two jobs is under
- *way and to the loop otherwise. `order` is filled by the loop before a batch
- *job and left alone until it is done; `result` and `chore_result` go the other
- *way.
+ * way and to the loop otherwise. `order` is filled by the loop before a batch
+ * job and left alone until it is done; `result` and `chore_result` go the
+ * other way.
  *
  * The format of the files is at the top of segment.c; what recovery makes of
  * them, and why a leftover is never mistaken, at the top of recovery.c.
@@ -20,12 +19,13 @@
  * Segments. `live` are those that hold the log, oldest first, the last one is
  * the head; `idle` can be used. A change of segments is: write and sync the
  * header of the next one, then a closing batch that names it in the old one,
- *and sync that. The oldest becomes idle when no shard has a live record in it:
- *each segment knows, per shard, the highest index whose record in it may be
- *live; entries that overwrite, and base records, lower it when they are
- *durable, and the shard's floor passes it in the end. When too little is free,
- *the shards that pin the oldest are asked to move their floors; from three
- *quarters on what they still have there is appended once more as copies.
+ * and sync that. The oldest becomes idle when no shard has a live record in
+ * it: each segment knows, per shard, the highest index whose record in it may
+ * be live; entries that overwrite, and base records, lower it when they are
+ * durable, and the shard's floor passes it in the end. When too little is
+ * free, the shards that pin the oldest are asked to move their floors; from
+ * three quarters on what they still have there is appended once more as
+ * copies.
  */
 #include "raft-glue/log.h"
 
@@ -37,7 +37,6 @@
 #define LOG_MAGIC 0x6c6f6721u
 
 #define SEGMENTS_MIN      4u
-#define SEGMENTS_FORMAT   2u /* That a new log begins with. */
 #define SEGMENT_BYTES_LOW (4u * BLOCK_BYTES)
 #define FILL_BYTES        (64u << 10)  /* First size of a buffer. */
 #define FILL_BYTES_KEEP   (8u << 20)   /* Larger ones are given back. */
@@ -456,12 +455,13 @@ static enum rc create_abandon(struct writer *w, enum rc rc, struct detail *why)
 }
 
 /* The reserve is for the states: without room for them what the log holds
- * cannot be brought there, and no segment is ever free again. */
+ * cannot be brought there, and no segment is ever free again. But with less
+ * than two segments nothing can be recycled either. */
 static bool create_room(struct writer *w)
 {
 	struct disk_space space;
 
-	return w->cfg->reserve_bytes == 0 ||
+	return w->cfg->reserve_bytes == 0 || w->total < 2 ||
 	       disk_space(w->disk, &space) != RC_OK ||
 	       space.bytes_free >=
 		       w->cfg->reserve_bytes + w->cfg->segment_bytes;
@@ -1816,10 +1816,10 @@ static void refuse_written(void *arg, const char *name)
 		f->rc = RC_EXISTS;
 }
 
-static enum rc format_one(struct formatting *f, uint32_t slot,
-			  struct detail *why)
+/* The first segment; others are made when they are needed. */
+static enum rc format_first(struct formatting *f, struct detail *why)
 {
-	struct segment_head h = { .slot = slot,
+	struct segment_head h = { .slot = 1,
 				  .shards = f->cfg->shards,
 				  .seq = 1,
 				  .bytes = f->cfg->segment_bytes,
@@ -1832,16 +1832,16 @@ static enum rc format_one(struct formatting *f, uint32_t slot,
 	enum rc rc;
 
 	memcpy(h.cluster_id, f->cfg->cluster_id, sizeof(h.cluster_id));
-	segment_name(name, slot);
+	segment_name(name, 1);
 	rc = disk_open(f->disk, name, DISK_CREATE, &file, why);
 	if (rc != RC_OK)
 		return rc;
-	rc = file->disk->ops->truncate(file, 0);
+	rc = disk_truncate(file, 0);
 	memset(f->block, 0, SEGMENT_HEAD_BYTES);
 	for (off = 0; rc == RC_OK && off < f->cfg->segment_bytes;
 	     off += SEGMENT_BYTES_LOW)
 		rc = disk_write(file, f->block, SEGMENT_BYTES_LOW, off);
-	if (slot == 1 && rc == RC_OK) {
+	if (rc == RC_OK) {
 		segment_head_encode(f->block, &h);
 		rc = disk_write(file, f->block, SEGMENT_HEAD_BYTES, 0);
 	}
@@ -1856,7 +1856,6 @@ static enum rc format_one(struct formatting *f, uint32_t slot,
 
 static enum rc format_all(struct formatting *f, struct detail *why)
 {
-	uint32_t slot;
 	enum rc rc;
 
 	rc = f->disk->ops->mkdir(f->disk, SEGMENT_DIR);
@@ -1873,8 +1872,7 @@ static enum rc format_all(struct formatting *f, struct detail *why)
 					    "not formatted again"
 					  : "cannot read the directory of the "
 					    "log");
-	for (slot = 1; rc == RC_OK && slot <= SEGMENTS_FORMAT; slot++)
-		rc = format_one(f, slot, why);
+	rc = format_first(f, why);
 	if (rc == RC_OK)
 		rc = disk_sync_dir(f->disk, SEGMENT_DIR);
 	if (rc == RC_OK)

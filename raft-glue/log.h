@@ -26,12 +26,15 @@ struct log_config {
 	uint64_t bytes_max;     /* All segments; at least four of them. */
 	uint8_t cluster_id[16];
 	uint64_t node_id;
-	/* The log makes no new segment that would leave the disk less room
-	 * than this: it recycles instead. 0: only a full disk stops it. */
+	/* The log makes no third or further segment that would leave the disk
+	 * less room than this: it recycles instead. 0: only a full disk stops
+	 * it. */
 	uint64_t reserve_bytes;
 };
 
-/* Creates `log/` with its first segments: zero-written, synced, named. */
+/* Creates `log/` with its first segment: zero-written, synced, named.
+ * RC_EXISTS: there is one that holds records. What an interrupted format left
+ * is overwritten. */
 enum rc log_format(struct disk *disk, const struct log_config *cfg,
 		   struct detail *why);
 

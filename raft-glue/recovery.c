@@ -4,23 +4,24 @@
  * What a disk may do: at a power cut every 512-byte sector that was written and
  * not synced is old or new, never a mixture. When a process dies, what it wrote
  * stays in the page cache and is what we read, synced or not. A synced sector
- * stays as it is, unless the disk is at fault: then it is bad (checksum), or old
- * (the write was lost), or stands elsewhere (bad there, since the place is part
- * of the checksum).
+ * stays as it is, unless the disk is at fault: then it is bad (checksum), or
+ * old (the write was lost), or stands elsewhere (bad there, since the place is
+ * part of the checksum).
  *
  * 1. Only one batch is ever unsynced: the writer begins a batch when the one
  *    before it is synced. So all batches that have a successor were whole and
  *    durable once: a bad or an old sector in one of them is corruption.
  * 2. The last batch may be torn: some sectors new, some old, none bad. It was
  *    never acknowledged, and is cut. What is left of it could be mistaken for
- *    part of a later batch with the same number: with its first sector lost and
- *    others kept, it is not even visible as a batch. Therefore recovery looks at
- *    every sector behind the last whole batch, not only at the next header, and
- *    before the log is used again zeroes all that is new there and syncs the
- *    zeros. So at every moment all sectors that carry a number above that of
- *    the last whole batch belong to one and the same batch, and a number is
- *    used again only when no sector on the disk carries it. If power fails
- *    while the zeros are written, less of the torn batch is left: still torn.
+ *    part of a later batch with the same number: with its first sector lost
+ *    and others kept, it is not even visible as a batch. Therefore recovery
+ *    looks at every sector behind the last whole batch, not only at the next
+ *    header, and before the log is used again zeroes all that is new there and
+ *    syncs the zeros. So at every moment all sectors that carry a number above
+ *    that of the last whole batch belong to one and the same batch, and a
+ *    number is used again only when no sector on the disk carries it. If power
+ *    fails while the zeros are written, less of the torn batch is left: still
+ *    torn.
  * 3. Sectors of an earlier life of a segment have lower numbers: numbers only
  *    grow. They are old. In particular an old first sector proves that a batch
  *    was not synced there (a disk that loses writes aside).
@@ -33,8 +34,10 @@
  *    bad sector behind the last batch, where the first block also holds an old
  *    sector and nothing is new, belongs to nothing that was synced: it is
  *    reported and zeroed.
- * 6. The last whole batch may be in the page cache only. It is written once more
- *    and synced before anything of it counts. All before it were synced (1).
+ * 6. The last whole batch may be in the page cache only. It is written once
+ *    more and synced before anything of it counts. All before it were synced
+ *    (1). A segment that was never used is made again: if its making failed,
+ *    the cache may show what the disk will never have.
  * 7. A header of a segment that is being recycled may be torn too: a mixture of
  *    the old sequence and the next one, none bad. Then the old one was free.
  * 8. When something behind the last whole batch is damaged, nothing there is
@@ -42,14 +45,14 @@
  *    carries the damage of each shard on, until a base record ends it. The
  *    numbers jump ahead by 2^20, more than a segment has batches.
  *
- * Which shards lost something: a shard is put in doubt when a batch that touched
- * it (the header says; else every shard) cannot be read, or a segment is
- * missing. Doubt ends well when the next segment's table says that the shard
+ * Which shards lost something: a shard is put in doubt when a batch that
+ * touched it (the header says; else every shard) cannot be read, or a segment
+ * is missing. Doubt ends well when the next segment's table says that the shard
  * stands where it stood: same last index in the same term means the same log
  * (Raft's log matching). It ends in a hole when a later entry or table says
  * where the shard stands now: then what is in memory of it counts for nothing,
- * and the shard is whole only if its floor lies above the hole. Doubt that stays
- * to the end is damage.
+ * and the shard is whole only if its floor lies above the hole. Doubt that
+ * stays to the end is damage.
  */
 #include "raft-glue/recovery.h"
 
@@ -277,16 +280,17 @@ void log_segment_note(struct log_segments *live, struct log_segment *in,
 	uint32_t s = r->shard;
 
 	if (r->kind == RECORD_BASE) {
-		TAILQ_FOREACH (g, live, link) {
+		TAILQ_FOREACH(g, live, link)
+		{
 			g->max[s] = 0;
 			g->bytes[s] = 0;
 		}
 		return;
 	}
 	if (r->kind == RECORD_ENTRY && r->index <= last)
-		TAILQ_FOREACH (g, live, link)
-			if (g->max[s] >= r->index)
-				g->max[s] = r->index - 1;
+		TAILQ_FOREACH(g, live, link)
+	if (g->max[s] >= r->index)
+		g->max[s] = r->index - 1;
 	if (in->max[s] < r->index)
 		in->max[s] = r->index;
 	in->bytes[s] += RECORD_HEADER_BYTES + r->bytes;
@@ -311,7 +315,8 @@ static enum rc apply_entry(struct recovery *r, struct recovered_shard *s,
 		return RC_OK;
 	}
 	if (gap && !s->doubt)
-		find(r, "entries %" PRIu64 "..%" PRIu64 " of shard %u are missing",
+		find(r,
+		     "entries %" PRIu64 "..%" PRIu64 " of shard %u are missing",
 		     s->last + 1, rec->index - 1, rec->shard);
 	if (gap || s->doubt)
 		drop(s);
@@ -397,7 +402,8 @@ static enum rc apply_batch(struct recovery *r, struct recovery_file *f,
 			    RC_OK ||
 		    rec.shard >= r->cfg->shards || rec.index == 0) {
 			doubt(r, h->shards != 0 ? h->shards : all_shards(r),
-			      FILE_AT "offset %" PRIu64 ": a record of batch %" PRIu64
+			      FILE_AT "offset %" PRIu64
+				      ": a record of batch %" PRIu64
 				      " makes no sense",
 			      f->slot, off, h->number);
 			return RC_OK;
@@ -508,8 +514,9 @@ static enum rc read_head(struct recovery *r, struct recovery_file *f,
 		read_range(file, r->image, SEGMENT_HEAD_BYTES, 0);
 	disk_close(file);
 	if (rc != RC_OK)
-		return detail_set(why, rc, NULL, "cannot read the size of the "
-						 "log's slot %u",
+		return detail_set(why, rc, NULL,
+				  "cannot read the size of the "
+				  "log's slot %u",
 				  f->slot);
 	/* A file that was being made when power failed. */
 	if (f->size < SEGMENT_HEAD_BYTES)
@@ -549,9 +556,9 @@ static enum rc read_heads(struct recovery *r, struct detail *why)
 		rc = RC_NOT_FOUND;
 	if (rc != RC_OK)
 		return detail_set(why, rc, NULL,
-				  rc == RC_NOT_FOUND ?
-					  "there is no log in the directory" :
-					  "cannot list the log's directory");
+				  rc == RC_NOT_FOUND
+					  ? "there is no log in the directory"
+					  : "cannot list the log's directory");
 	qsort(r->files, r->files_n, sizeof(*r->files), by_slot);
 	for (i = 0; i < r->files_n; i++) {
 		rc = read_head(r, &r->files[i], why);
@@ -579,7 +586,8 @@ static struct recovery_file *by_seq(struct recovery *r, uint64_t seq)
 		if (!head_usable(f) || f->view.seq != seq)
 			continue;
 		if (found != NULL) {
-			find(r, "slots %u and %u have the same sequence %" PRIu64,
+			find(r,
+			     "slots %u and %u have the same sequence %" PRIu64,
 			     found->slot, f->slot, seq);
 			return NULL;
 		}
@@ -613,8 +621,8 @@ static bool any_newer(struct recovery *r, const struct recovery_file *f,
 static enum rc written_to(struct recovery *r, struct recovery_file *f,
 			  bool *yes, struct detail *why)
 {
-	uint64_t newest = f->view.fixed ? f->view.head.first_number - 1 :
-					  r->newest;
+	uint64_t newest =
+		f->view.fixed ? f->view.head.first_number - 1 : r->newest;
 	uint64_t off = SEGMENT_HEAD_BYTES;
 	struct disk_file *file;
 	uint8_t *block;
@@ -633,8 +641,7 @@ static enum rc written_to(struct recovery *r, struct recovery_file *f,
 			read_range(file, block, BLOCK_BYTES, off);
 			for (i = 0; !*yes && i < BLOCK_BYTES; i += SECTOR_BYTES)
 				*yes = sector_judge(block + i, f->slot, off + i,
-						    newest,
-						    &n) == SECTOR_NEW;
+						    newest, &n) == SECTOR_NEW;
 		}
 		disk_close(file);
 	}
@@ -684,9 +691,9 @@ struct rest {
 	uint64_t max;       /* the highest, */
 	uint64_t fresh_end; /* the end of the last of them. */
 	unsigned bad;
-	uint64_t bad_at;  /* The first, */
-	uint64_t bad_end; /* the end of the last. */
-	unsigned bad_within; /* Those before fresh_end. */
+	uint64_t bad_at;       /* The first, */
+	uint64_t bad_end;      /* the end of the last. */
+	unsigned bad_within;   /* Those before fresh_end. */
 	unsigned old_in_block; /* Old ones in the first block. */
 	enum sector_state first;
 };
@@ -733,8 +740,9 @@ static void find_stale(struct recovery *r, const struct recovery_file *f,
 		       const struct rest *t)
 {
 	if (t->bad > 0)
-		find(r, FILE_AT "offset %" PRIu64 ": %u bad sectors behind the "
-			"last batch: no shard",
+		find(r,
+		     FILE_AT "offset %" PRIu64 ": %u bad sectors behind the "
+			     "last batch: no shard",
 		     f->slot, t->bad_at, t->bad);
 }
 
@@ -753,8 +761,8 @@ static uint64_t resync(struct recovery *r, const struct recovery_file *f,
 }
 
 /*
- * No batch header stands at `*off`. RC_AGAIN: the damage ends at the new `*off`,
- * go on there. RC_OK: the log ends here, or nothing more can be read.
+ * No batch header stands at `*off`. RC_AGAIN: the damage ends at the new
+ * `*off`, go on there. RC_OK: the log ends here, or nothing more can be read.
  */
 static enum rc judge_rest(struct recovery *r, struct recovery_file *f,
 			  uint64_t *off, struct detail *why)
@@ -779,8 +787,8 @@ static enum rc judge_rest(struct recovery *r, struct recovery_file *f,
 		if (!later) {
 			find_stale(r, f, &t);
 			wipe_later(r, *off,
-				   t.bad_end > t.fresh_end ? t.bad_end :
-							     t.fresh_end);
+				   t.bad_end > t.fresh_end ? t.bad_end
+							   : t.fresh_end);
 			return RC_OK;
 		}
 	}
@@ -789,7 +797,7 @@ static enum rc judge_rest(struct recovery *r, struct recovery_file *f,
 	at = resync(r, f, *off, &h);
 	doubt(r, all_shards(r),
 	      FILE_AT "offset %" PRIu64 ": the batch after %" PRIu64
-	      " cannot be read",
+		      " cannot be read",
 	      f->slot, *off, r->newest);
 	r->hash_known = false;
 	r->expected = 0;
@@ -821,7 +829,7 @@ static enum rc whole(struct recovery *r, struct recovery_file *f,
 	    memcmp(r->hash, h->before, HASH_BYTES) != 0)
 		doubt(r, all_shards(r),
 		      FILE_AT "offset %" PRIu64 ": the batch before %" PRIu64
-		      " is not the one that was written",
+			      " is not the one that was written",
 		      f->slot, off, h->number);
 	batch_hash(r->image + off, h, r->scratch, r->hash);
 	r->hash_known = true;
@@ -849,7 +857,7 @@ static enum rc judge_batch(struct recovery *r, struct recovery_file *f,
 	if (gap) {
 		doubt(r, all_shards(r),
 		      FILE_AT "offset %" PRIu64 ": batches %" PRIu64
-		      "..%" PRIu64 " are missing",
+			      "..%" PRIu64 " are missing",
 		      f->slot, off, r->expected, h->number - 1);
 		r->hash_known = false;
 	}
@@ -929,7 +937,8 @@ static void adopt(struct recovery *r, uint32_t shard,
 		s->base = row->base;
 		s->base_term = row->base_term;
 	}
-	if (s->known && s->last == row->last && s->last_term == row->last_term) {
+	if (s->known && s->last == row->last &&
+	    s->last_term == row->last_term) {
 		s->doubt = false;
 		if (!s->damaged)
 			s->why = (struct detail){ .text = "" };
@@ -1042,8 +1051,9 @@ static void retire_torn(struct recovery *r, uint64_t newest, uint64_t *tail)
 		if (f->view.state != HEAD_TORN)
 			continue;
 		if (f->view.seq != newest + 1) {
-			find(r, FILE_AT "offset 0: the segment's header is of "
-					"two sequences",
+			find(r,
+			     FILE_AT "offset 0: the segment's header is of "
+				     "two sequences",
 			     f->slot);
 			f->view.state = HEAD_LOST;
 		} else if (*tail <= f->view.seq_old) {
@@ -1098,8 +1108,8 @@ static enum rc is_entered(struct recovery *r, struct recovery_file *f,
 		if (rc != RC_OK || !*yes)
 			return rc;
 	}
-	if (led == LED_OPEN &&
-	    (!f->view.fixed || (f->view.head.flags & SEGMENT_AFTER_DAMAGE) == 0))
+	if (led == LED_OPEN && (!f->view.fixed || (f->view.head.flags &
+						   SEGMENT_AFTER_DAMAGE) == 0))
 		doubt(r, all_shards(r),
 		      FILE_AT "the log goes on here, but no batch leads to it",
 		      f->slot);
@@ -1265,8 +1275,9 @@ static enum rc write_at(struct recovery *r, const struct log_segment *g,
 		rc = disk_sync(file);
 	disk_close(file);
 	if (rc != RC_OK)
-		return detail_set(why, rc, NULL, "cannot write to the log's "
-						 "slot %u",
+		return detail_set(why, rc, NULL,
+				  "cannot write to the log's "
+				  "slot %u",
 				  g->slot);
 	return RC_OK;
 }
@@ -1282,9 +1293,18 @@ static enum rc wipe(struct recovery *r, struct detail *why)
 	return write_at(r, head, r->image, n, r->wipe_from, why);
 }
 
-/* Too short to be used: it was being made when the process ended, or something
- * cut it. One of which nothing can be told stays for those who may want it. */
-static enum rc remove_short(struct recovery *r, struct detail *why)
+/* A segment that was never used may be one whose making failed: then the kernel
+ * shows a file, or zeros in it, that it will not write any more. It is made
+ * again. So is one that is too short, except that one of which nothing can be
+ * told stays for those who may want it. */
+static bool to_be_removed(const struct recovery *r,
+			  const struct recovery_file *f)
+{
+	return f->view.state == HEAD_BLANK ||
+	       (f->size < r->cfg->segment_bytes && f->view.state != HEAD_LOST);
+}
+
+static enum rc remove_unused(struct recovery *r, struct detail *why)
 {
 	char name[SEGMENT_NAME_BYTES];
 	struct recovery_file *f;
@@ -1293,13 +1313,14 @@ static enum rc remove_short(struct recovery *r, struct detail *why)
 
 	for (i = 0; i < r->files_n; i++) {
 		f = &r->files[i];
-		if (f->entered || f->size >= r->cfg->segment_bytes)
+		if (f->entered || (f->view.state != HEAD_BLANK &&
+				   f->size >= r->cfg->segment_bytes))
 			continue;
 		TAILQ_REMOVE(&r->idle, f->seg, link);
 		free(f->seg);
 		f->seg = NULL;
 		f->entered = true;
-		if (f->view.state == HEAD_LOST)
+		if (!to_be_removed(r, f))
 			continue;
 		r->total--;
 		segment_name(name, f->slot);
@@ -1321,13 +1342,14 @@ enum rc recovery_mend(struct recovery *r, struct detail *why)
 	if (rc == RC_OK)
 		rc = wipe(r, why);
 	if (rc == RC_OK)
-		rc = remove_short(r, why);
+		rc = remove_unused(r, why);
 	if (rc != RC_OK)
 		return rc;
 	rc = disk_sync_dir(r->disk, SEGMENT_DIR);
 	if (rc != RC_OK)
-		return detail_set(why, rc, NULL, "cannot sync the log's "
-						 "directory");
+		return detail_set(why, rc, NULL,
+				  "cannot sync the log's "
+				  "directory");
 	return RC_OK;
 }
 

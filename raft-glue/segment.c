@@ -1,11 +1,11 @@
 /*
  * A segment is a file of fixed size, log/<slot as 16 hex digits>.seg. It is
- *made of sectors of 512 bytes; integers are little endian. Every sector:
+ * made of sectors of 512 bytes; integers are little endian. Every sector:
  *
  *	  0 504  payload
  *	504   4  the low half of its number
- *	508   4  CRC-32C of: payload; kind (4), slot (4), offset in the file
- *(8), the whole number (8)
+ *	508   4  CRC-32C of the payload, kind (4), slot (4), offset in the
+ *	         file (8), the whole number (8)
  *
  * The kind is 0 in a segment's header, 1 in the first sector of a batch, 2 in
  * the others: a payload that looks like a header is none.
@@ -47,8 +47,8 @@
  *	 72   8  zero
  *
  * The chained hash of a batch is BLAKE2b-128 over (the hash before, all its
- * trailers in order): through their CRCs it holds the contents, at a sixtieth
- *of the work.
+ * trailers in order): through their CRCs it holds the contents, at a
+ * sixtieth of the work.
  *
  * A record:
  *
@@ -71,10 +71,13 @@
 #define ROW_BYTES     48u
 #define SECTOR_ROWS   (SECTOR_PAYLOAD / ROW_BYTES)
 
-#define SEGMENT_TAG     "HFSEGMNT"
 #define SEGMENT_VERSION 1u
 #define BATCH_TAG       0x41424648u /* "HFBA" */
 #define BATCH_VERSION   1u
+
+static const uint8_t segment_tag[8] = {
+	'H', 'F', 'S', 'E', 'G', 'M', 'N', 'T'
+};
 
 _Static_assert(SECTOR_ROWS *(BLOCK_SECTORS - 1) >= SHARDS_MAX,
 	       "the table fits the header");
@@ -390,7 +393,7 @@ static uint32_t row_offset(uint32_t shard)
 
 static void fixed_encode(uint8_t *p, const struct segment_head *h)
 {
-	memcpy(p, SEGMENT_TAG, 8);
+	memcpy(p, segment_tag, 8);
 	le_put32(p + 8, SEGMENT_VERSION);
 	le_put32(p + 12, h->flags);
 	le_put32(p + 16, h->slot);
@@ -454,7 +457,7 @@ static enum rc head_fields(const uint8_t *block, unsigned good,
 	uint32_t i;
 
 	if ((good & 1u) != 0) {
-		if (memcmp(block, SEGMENT_TAG, 8) != 0) {
+		if (memcmp(block, segment_tag, 8) != 0) {
 			v->state = HEAD_LOST;
 			return RC_OK;
 		}

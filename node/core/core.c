@@ -30,6 +30,12 @@ struct usage {
 	int64_t shard_bytes[SHARDS_MAX];
 };
 
+/* One bridge on its way out. */
+struct leaving {
+	struct core *core;
+	uint32_t shard;
+};
+
 struct core {
 	uint32_t magic;
 	struct env *env;
@@ -61,6 +67,7 @@ struct core {
 	void *ready_arg;
 
 	uint32_t closing; /* Bridges that are still open. */
+	struct leaving leaving[SHARDS_MAX];
 	bool closing_begun;
 	void (*closed)(void *arg);
 	void *closed_arg;
@@ -445,12 +452,16 @@ static void log_closed(void *arg)
 
 static void bridge_closed(void *arg)
 {
-	struct core *core = arg;
+	struct leaving *leaving = arg;
+	struct core *core = leaving->core;
 
 	CHECK_OBJ(core, CORE_MAGIC);
+	/* A kill may still come. */
+	core->bridges[leaving->shard] = NULL;
 	if (--core->closing > 0)
 		return;
 	rounds_free(core->rounds);
+	core->rounds = NULL;
 	log_close(core->log, log_closed, core);
 }
 
@@ -461,8 +472,11 @@ static void calls_ended(void *arg)
 
 	CHECK_OBJ(core, CORE_MAGIC);
 	core->closing = core->id.shards;
-	for (i = 0; i < core->id.shards; i++)
-		bridge_close(core->bridges[i], bridge_closed, core);
+	for (i = 0; i < core->id.shards; i++) {
+		core->leaving[i] = (struct leaving){ core, i };
+		bridge_close(core->bridges[i], bridge_closed,
+			     &core->leaving[i]);
+	}
 }
 
 void core_drain(struct core *core)

@@ -17,8 +17,8 @@
 #include "tests/sim/world.h"
 
 #define SEGMENT_BYTES 32768u
-#define SLOTS	      5u
-#define SECTORS	      (SEGMENT_BYTES / SECTOR_BYTES)
+#define SLOTS         5u
+#define SECTORS       (SEGMENT_BYTES / SECTOR_BYTES)
 #define EDITS_MAX     32u
 
 static const struct log_config cfg = {

@@ -188,13 +188,15 @@ static inline void rig_power_cut(void)
 
 static inline void rig_forget_calls(void)
 {
-	struct told *t;
+	struct told *t = rig.all;
+	struct told *next;
 
-	while ((t = rig.all) != NULL) {
-		rig.all = t->next;
+	for (; t != NULL; t = next) {
+		next = t->next;
 		free(t->result);
 		free(t);
 	}
+	rig.all = NULL;
 }
 
 static inline void rig_end(void)

@@ -133,6 +133,9 @@ struct lane {
 	uint64_t *must_end;
 	uint64_t *may_end;
 	uint64_t *rev_max; /* No later revision may come before them. */
+	/* The least revision that they show of each key: once it has a later
+	 * one they can never fit. */
+	uint32_t *shown;
 	uint32_t n;
 };
 
@@ -144,6 +147,7 @@ struct chunk {
 /* Who wrote a revision, as somebody saw it. */
 struct seen_rev {
 	bool known;
+	bool valued; /* `value` is. */
 	uint16_t key;
 	struct kv_value value;
 };
@@ -166,12 +170,19 @@ struct search {
 	size_t seen_n;
 	size_t seen_cap;
 	uint64_t nodes;
+	const uint32_t *pos; /* Of the node that is being looked at. */
 	bool gave_up;
+	bool may_reset; /* A tombstone may have been forgotten. */
 	/* Where it came furthest. */
 	uint64_t best;
 	struct kv_state *best_state;
 	uint32_t *best_pos;
 };
+
+static uint32_t *shown_at(const struct search *s, uint32_t lane, uint32_t at)
+{
+	return &s->lanes[lane].shown[(size_t)at * (s->h->keys + 1)];
+}
 
 static struct kv_record *records_of(const struct search *s, struct kv_state *st)
 {
@@ -535,10 +546,37 @@ static bool revs_agree(const struct search *s, const struct kv_call *c,
 		if (a->kind == KV_INCR)
 			value = (struct kv_value){ KV_INT, (uint64_t)a->sum };
 		if (a->kind == KV_DELETE || r->key != c->ops[i].key ||
-		    !value_same(r->value, value))
+		    (r->valued && !value_same(r->value, value)))
 			return false;
 	}
 	return true;
+}
+
+/* What is to come shows a revision of `key` that would be gone. */
+static bool shows_before(const struct search *s, unsigned key, uint64_t rev)
+{
+	uint32_t i;
+
+	for (i = 0; i < s->lanes_n; i++)
+		if (s->pos[i] < s->lanes[i].n &&
+		    shown_at(s, i, s->pos[i])[key] < rev)
+			return true;
+	return false;
+}
+
+static bool outlives(const struct search *s, const struct kv_call *c,
+		     uint64_t from)
+{
+	uint32_t i;
+
+	for (i = 0; s->revs_n > 0 && i < c->ops_n; i++)
+		if (s->answers[i].rev > from &&
+		    shows_before(s,
+				 c->kind == KV_DESTROY ? s->h->keys
+						       : c->ops[i].key,
+				 s->answers[i].rev))
+			return true;
+	return false;
 }
 
 /* Changes `st`, also when it says STEP_NO. */
@@ -550,7 +588,8 @@ static enum step try_call(struct search *s, struct kv_state *st,
 	struct kv_record *r = NULL;
 
 	if ((mode & MODE_RESET) != 0) {
-		if (!st->gone || c->stamp_hi < st->gone_until_lo)
+		if (!s->may_reset || !st->gone ||
+		    c->stamp_hi < st->gone_until_lo)
 			return STEP_NO;
 		st->rev = 0;
 		st->gone = false;
@@ -584,7 +623,7 @@ static enum step try_call(struct search *s, struct kv_state *st,
 		return STEP_NO;
 	if (c->end == CALL_DONE && !all_agree(c, s->answers))
 		return STEP_NO;
-	if (!revs_agree(s, c, rev))
+	if (!revs_agree(s, c, rev) || outlives(s, c, rev))
 		return STEP_NO;
 	if (r != NULL) {
 		r->call = c;
@@ -758,7 +797,7 @@ static unsigned modes_of(const struct search *s, struct kv_state *st,
 	unsigned modes = 0;
 	uint32_t i;
 
-	if (st->gone && c->stamp_hi >= st->gone_until_lo)
+	if (s->may_reset && st->gone && c->stamp_hi >= st->gone_until_lo)
 		modes |= MODE_RESET;
 	if (c->slot >= 0) {
 		r = &records_of(s, st)[c->slot];
@@ -869,6 +908,7 @@ static void choose(struct search *s, struct kv_state *st, uint32_t *pos,
 {
 	struct kv_call *c = head(s, pos, ch->lane);
 
+	s->pos = pos;
 	if (!ch->skip) {
 		(void)try_call(s, st, c, ch->mode);
 		take(st, c);
@@ -907,6 +947,7 @@ static bool search_from(struct search *s, struct kv_state *st, uint32_t *pos)
 	for (;;) {
 		if (drop_late(s, st, pos))
 			return true;
+		s->pos = pos;
 		come_to(s, st, pos);
 		if (is_too_far(s, st, pos))
 			return false;
@@ -962,6 +1003,46 @@ static uint64_t rev_before(const struct kv_call *c)
 							       : NEVER;
 }
 
+/* The last place is for the least of all keys. */
+static void show(uint32_t *shown, unsigned keys, uint16_t key, uint64_t rev)
+{
+	if (rev < shown[key])
+		shown[key] = (uint32_t)rev;
+	if (rev < shown[keys])
+		shown[keys] = (uint32_t)rev;
+}
+
+static void show_call(uint32_t *shown, unsigned keys, const struct kv_call *c)
+{
+	uint32_t i;
+
+	/* One with a key that was used twice may show what was recorded. */
+	if (c->end == CALL_DONE && c->kind == KV_GET && c->slot < 0)
+		show(shown, keys, c->ops[0].key, c->ops[0].rev);
+	if (c->end == CALL_FAILED && c->why == KV_WHY_IF_REV && c->ops_n == 1 &&
+	    c->why_rev > 0)
+		show(shown, keys, c->ops[0].key, c->why_rev);
+	for (i = 0; i < c->items_n; i++)
+		show(shown, keys, c->items[i].key, c->items[i].rev);
+}
+
+static void lane_shows(const struct search *s, struct lane *l)
+{
+	size_t row = s->h->keys + 1;
+	uint32_t i;
+
+	l->shown = sim_alloc(l->n * row * sizeof(*l->shown));
+	for (i = l->n; i-- > 0;) {
+		uint32_t *at = &l->shown[i * row];
+
+		if (i + 1 < l->n)
+			memcpy(at, at + row, row * sizeof(*at));
+		else
+			memset(at, 0xff, row * sizeof(*at));
+		show_call(at, s->h->keys, l->calls[i]);
+	}
+}
+
 static void lane_ends(struct lane *l)
 {
 	uint64_t must = NEVER;
@@ -1001,13 +1082,16 @@ static void make_lanes(struct search *s, struct kv_call **calls, size_t n)
 		}
 		l->n++;
 	}
-	for (i = 0; i < s->lanes_n; i++)
+	for (i = 0; i < s->lanes_n; i++) {
 		lane_ends(&s->lanes[i]);
+		lane_shows(s, &s->lanes[i]);
+	}
 }
 
 /* Keys that were used more than once get a place in the state. */
-static void number_slots(struct search *s, struct kv_call **calls, size_t n)
+static void number_slots(struct kv_call **calls, size_t n)
 {
+	int32_t slots = 0;
 	size_t i;
 	size_t k;
 
@@ -1018,7 +1102,7 @@ static void number_slots(struct search *s, struct kv_call **calls, size_t n)
 			if (calls[k]->idem != calls[i]->idem)
 				continue;
 			if (calls[i]->slot < 0)
-				calls[i]->slot = (int32_t)s->slots++;
+				calls[i]->slot = slots++;
 			calls[k]->slot = calls[i]->slot;
 		}
 	}
@@ -1028,7 +1112,7 @@ static void see_rev(struct search *s, uint64_t rev, uint16_t key,
 		    struct kv_value value)
 {
 	if (rev < s->revs_n)
-		s->revs[rev] = (struct seen_rev){ true, key, value };
+		s->revs[rev] = (struct seen_rev){ true, true, key, value };
 }
 
 static uint64_t rev_max(const struct kv_call *c)
@@ -1048,6 +1132,13 @@ static uint64_t rev_max(const struct kv_call *c)
 static void see_call(struct search *s, const struct kv_call *c)
 {
 	uint32_t i;
+
+	/* In a batch it may be one that was taken back. */
+	if (c->end == CALL_FAILED && c->why == KV_WHY_IF_REV && c->ops_n == 1 &&
+	    c->why_rev > 0 && c->why_rev < s->revs_n &&
+	    !s->revs[c->why_rev].known)
+		s->revs[c->why_rev] = (struct seen_rev){ .known = true,
+							 .key = c->ops[0].key };
 
 	for (i = 0; c->end == CALL_DONE && i < c->ops_n; i++) {
 		const struct kv_op *op = &c->ops[i];
@@ -1090,7 +1181,7 @@ static bool wrote_what_was_seen(const struct search *s, const struct kv_call *c)
 		    c->ops[i].value.kind != KV_BYTES)
 			continue;
 		for (rev = 0; rev < s->revs_n; rev++)
-			if (s->revs[rev].known &&
+			if (s->revs[rev].valued &&
 			    value_same(s->revs[rev].value, c->ops[i].value))
 				return true;
 	}
@@ -1102,7 +1193,9 @@ static void look_at_revs(struct search *s, struct kv_call **calls, size_t n)
 	uint64_t max = 0;
 	size_t i;
 
-	if (may_begin_anew(calls, n))
+	for (i = 0; i < n; i++)
+		calls[i]->observed = false;
+	if (s->may_reset)
 		return;
 	for (i = 0; i < n; i++)
 		if (rev_max(calls[i]) > max)
@@ -1234,6 +1327,7 @@ static void search_release(struct search *s)
 		free(s->lanes[i].must_end);
 		free(s->lanes[i].may_end);
 		free(s->lanes[i].rev_max);
+		free(s->lanes[i].shown);
 	}
 	while ((k = s->kept) != NULL) {
 		s->kept = k->next;
@@ -1249,8 +1343,7 @@ static void search_release(struct search *s)
 	free(s->best_pos);
 }
 
-static struct kv_call **calls_that_count(const struct kv_history *h,
-					 struct search *s, size_t *n)
+static struct kv_call **calls_that_count(const struct kv_history *h, size_t *n)
 {
 	struct kv_call **calls = sim_alloc((h->n + 1) * sizeof(*calls));
 	size_t i;
@@ -1258,39 +1351,49 @@ static struct kv_call **calls_that_count(const struct kv_history *h,
 	*n = 0;
 	for (i = 0; i < h->n; i++) {
 		CHECK(h->calls[i]->end != CALL_OPEN);
-		if (h->calls[i]->ops_n > s->answers_max)
-			s->answers_max = h->calls[i]->ops_n;
 		if (h->calls[i]->end != CALL_REFUSED)
 			calls[(*n)++] = h->calls[i];
 	}
 	return calls;
 }
 
-enum verdict kv_history_check(struct kv_history *h, struct breach *out)
+static void search_init(struct search *s, struct kv_call **calls, size_t n)
 {
-	struct search s = { .h = h };
-	struct kv_state *st;
-	struct kv_call **calls;
-	uint32_t *pos;
-	size_t n;
-	bool good;
+	size_t i;
 
-	calls = calls_that_count(h, &s, &n);
-	number_slots(&s, calls, n);
-	look_at_revs(&s, calls, n);
-	make_lanes(&s, calls, n);
-	s.state_bytes = sizeof(*st) + h->keys * sizeof(struct kv_key) +
-			s.slots * sizeof(struct kv_record);
-	s.pos_bytes = (s.lanes_n + 1) * sizeof(*pos);
-	s.answers = sim_alloc((s.answers_max + 1) * sizeof(*s.answers));
-	s.scratch = sim_alloc(s.state_bytes);
-	s.undo = sim_alloc(s.state_bytes);
-	s.best_state = sim_alloc(s.state_bytes);
-	s.best_pos = sim_alloc(s.pos_bytes);
+	for (i = 0; i < n; i++) {
+		if (calls[i]->ops_n > s->answers_max)
+			s->answers_max = calls[i]->ops_n;
+		if (calls[i]->slot >= (int32_t)s->slots)
+			s->slots = (uint32_t)calls[i]->slot + 1;
+	}
+	look_at_revs(s, calls, n);
+	make_lanes(s, calls, n);
+	s->state_bytes = sizeof(struct kv_state) +
+			 s->h->keys * sizeof(struct kv_key) +
+			 s->slots * sizeof(struct kv_record);
+	s->pos_bytes = (s->lanes_n + 1) * sizeof(uint32_t);
+	s->answers = sim_alloc((s->answers_max + 1) * sizeof(*s->answers));
+	s->scratch = sim_alloc(s->state_bytes);
+	s->undo = sim_alloc(s->state_bytes);
+	s->best_state = sim_alloc(s->state_bytes);
+	s->best_pos = sim_alloc(s->pos_bytes);
+}
+
+static enum verdict judge(struct kv_history *h, struct kv_call **calls,
+			  size_t n, bool may_reset, struct breach *out)
+{
+	struct search s = { .h = h, .may_reset = may_reset };
+	enum verdict v = VERDICT_GOOD;
+	struct kv_state *st;
+	uint32_t *pos;
+
+	search_init(&s, calls, n);
 	st = sim_alloc(s.state_bytes);
 	pos = sim_alloc(s.pos_bytes);
-	good = search_from(&s, st, pos);
-	if (!good) {
+	if (!search_from(&s, st, pos)) {
+		v = s.gave_up ? VERDICT_UNDECIDED : VERDICT_BAD;
+		*out = (struct breach){ { 0 }, { 0 } };
 		(void)snprintf(out->invariant, sizeof(out->invariant), "%s",
 			       s.gave_up ? "undecided" : "linearizable");
 		explain(&s, out);
@@ -1298,10 +1401,24 @@ enum verdict kv_history_check(struct kv_history *h, struct breach *out)
 	free(st);
 	free(pos);
 	search_release(&s);
+	return v;
+}
+
+enum verdict kv_history_check(struct kv_history *h, struct breach *out)
+{
+	enum verdict v;
+	struct kv_call **calls;
+	size_t n;
+
+	calls = calls_that_count(h, &n);
+	number_slots(calls, n);
+	/* Few histories have a tombstone that was forgotten, and without one
+	 * much more is certain. */
+	v = judge(h, calls, n, false, out);
+	if (v != VERDICT_GOOD && may_begin_anew(calls, n))
+		v = judge(h, calls, n, true, out);
 	free(calls);
-	if (good)
-		return VERDICT_GOOD;
-	return s.gave_up ? VERDICT_UNDECIDED : VERDICT_BAD;
+	return v;
 }
 
 /* -------------------------------------------------------- rate_limiter */

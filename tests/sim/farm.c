@@ -37,6 +37,8 @@ void farm_init(unsigned n, unsigned seconds_max)
 	seconds = seconds_max;
 	for (i = 0; i < CHILDREN_MAX; i++) {
 		children[i].pid = 0;
+		if (children[i].out != NULL)
+			continue;
 		children[i].out = mmap(NULL, sizeof(struct finding),
 				       PROT_READ | PROT_WRITE,
 				       MAP_SHARED | MAP_ANONYMOUS, -1, 0);

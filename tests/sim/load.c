@@ -644,7 +644,16 @@ static void limiter_done(struct op *op, struct pack_bytes result)
 static void relay_done(struct op *op, struct pack_bytes result)
 {
 	if (memmem(result.p, result.n, "CYCLE", 5) != NULL)
-		op->l->r->tally.cycles++;
+		op->l->r->tally.cycles++; /* What it wrote before it called, and
+					   * what it called: the one was synced
+					   * before the other left. */
+	if (op->req->relay != NULL && op->req->relay->rows &&
+	    op->req->sent == 1 && op->l->r->log_syncs < op->log_syncs + 2)
+		trial_breach(op->l->r, "call-after-commit",
+			     "%s called %s, and its own writes were not synced "
+			     "before",
+			     op->req->t->address,
+			     op->req->relay->sink->address);
 	if (op->must_not_hang &&
 	    memmem(result.p, result.n, "DEADLINE", 8) != NULL)
 		trial_breach(op->l->r, "no-hang",
@@ -1152,9 +1161,12 @@ static void kv_one(struct load *l, struct client *client, struct target *t)
 	/* Of a large value the answer could not be recorded. */
 	if (keyed && c->kind != KV_LIST &&
 	    (c->kind != KV_GET || (!t->large && !r->swarm.bulk))) {
-		q->idem = ++l->next_idem;
-		q->window_ms =
-			trial_chance(r, 30) ? 1000 + trial_random(r, 2000) : 0;
+		q->idem = ++l->next_idem; /* The shortest window, or nearly. */
+		if (trial_chance(r, 30))
+			q->window_ms =
+				IDEM_WINDOW_MIN_MS +
+				trial_random(r,
+					     trial_chance(r, 60) ? 60 : 2000);
 	}
 	send_kv(l, client, q, c);
 	if (q->idem != 0 && r->swarm.twice && trial_chance(r, 10)) {
@@ -1450,20 +1462,6 @@ void load_stop(struct load *l)
 	l->stopped = true;
 }
 
-void load_ready(struct load *l)
-{
-	uint32_t i;
-
-	for (i = 0; i < l->targets_n; i++)
-		if (l->targets[i].limiter != NULL)
-			limiter_history_lead(l->targets[i].limiter,
-					     stamp_of(l, &l->targets[i]));
-	for (i = 0; i < l->r->swarm.clients && !l->stopped; i++) {
-		l->clients[i].rest_ms = 0;
-		again_in(&l->clients[i], 0);
-	}
-}
-
 uint32_t load_open(const struct load *l)
 {
 	return l->open;
@@ -1560,6 +1558,8 @@ static struct kv_call *audit_send(struct load *l, struct target *t,
 /* Refused, as anybody may be: again a little later. False: too often. */
 static bool audit_again(struct load *l, const struct target *t, unsigned *tries)
 {
+	if (l->r->noted_bad)
+		return false;
 	if (++*tries > AUDIT_TRIES) {
 		trial_breach(l->r, "audit", "%s cannot be read", t->address);
 		return false;
@@ -1621,6 +1621,27 @@ static bool audit_rows(struct load *l, struct target *t)
 			return true;
 		if (!audit_again(l, t, &tries))
 			return false;
+	}
+}
+
+void load_ready(struct load *l)
+{
+	struct target *t;
+	uint32_t i;
+
+	for (i = 0; i < l->targets_n; i++) {
+		t = &l->targets[i];
+		if (t->limiter != NULL)
+			limiter_history_lead(t->limiter, stamp_of(l, t));
+		if (t->kv == NULL || l->stopped)
+			continue;
+		/* Before anything else is done to it. */
+		(void)audit_send(l, t, KV_DELETE, 0);
+		(void)audit_send(l, t, KV_LIST, 0);
+	}
+	for (i = 0; i < l->r->swarm.clients && !l->stopped; i++) {
+		l->clients[i].rest_ms = 0;
+		again_in(&l->clients[i], 0);
 	}
 }
 
@@ -1693,6 +1714,9 @@ static void judge_relays(struct load *l)
 	struct relay_call *rc;
 	const char *wrong;
 
+	/* Of a damaged disk not every row was read. */
+	if (l->r->over)
+		return;
 	TAILQ_FOREACH(rc, &l->relays, link)
 	{
 		l->r->tally.checked++;

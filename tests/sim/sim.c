@@ -13,7 +13,6 @@
 #include "node/base/check.h"
 #include "node/base/mutant.h"
 #include "tests/sim/farm.h"
-#include "tests/sim/mutants.h"
 #include "tests/sim/sweep.h"
 
 #define SECONDS_OF_A_TRIAL 30u
@@ -26,7 +25,6 @@ struct options {
 	unsigned jobs;
 	bool range;
 	bool sweep;
-	bool mutants;
 	bool json;
 	bool loud;
 	bool quiet;
@@ -62,7 +60,7 @@ static void seed_body(const struct task *t, struct finding *out)
 	struct trial *r;
 
 	mutant_now = (enum mutant)t->mutant;
-	swarm_draw(&swarm, t->seed);
+	swarm_draw(&swarm, t->seed, FOCUS_NONE);
 	r = trial_new(t->seed, &swarm);
 	r->loud = opt.loud;
 	trial_all(r);
@@ -243,6 +241,8 @@ static void say_ledger(void)
 	       ", evictions %" PRIu64 ", loads %" PRIu64
 	       ", values found on the disk %" PRIu64 ", cycles refused %" PRIu64
 	       ", replayed %" PRIu64 "\n"
+	       "        damaged disks %" PRIu64 ", of them refused %" PRIu64
+	       "\n"
 	       "        violations: %" PRIu64 "\n",
 	       ledger.seeds, (double)t->virtual_ms / 3600000.0, t->events,
 	       t->calls, t->checked, t->boots, t->by_end[CALL_DONE],
@@ -251,7 +251,7 @@ static void say_ledger(void)
 	       t->crashes[CRASH_POWER], t->crashes[CRASH_SYNC],
 	       t->crashes[CRASH_CLOSE], t->crash_points, t->jumps, t->pauses,
 	       t->evictions, t->loads, t->truths, t->cycles, ledger.replayed,
-	       ledger.violations);
+	       t->damaged, t->detected, ledger.violations);
 }
 
 static void say_json(void)
@@ -290,8 +290,7 @@ static _Noreturn void usage(int status)
 		"  --seconds N          fresh seeds for so long\n"
 		"  --sweep              a crash at every operation of the "
 		"disk\n"
-		"  --mutants            every mutant, until it is caught\n"
-		"  --only NAME          with --sweep or --mutants: this one\n"
+		"  --only NAME          with --sweep: this one\n"
 		"  --mutant NAME        with seeds: this rule is left out\n"
 		"  --regressions FILE   known seeds, first\n"
 		"  --jobs N             processes at once (2)\n"
@@ -346,8 +345,6 @@ static void parse(int argc, char **argv)
 			opt.only = value_of(argc, argv, &i);
 		} else if (strcmp(a, "--sweep") == 0) {
 			opt.sweep = true;
-		} else if (strcmp(a, "--mutants") == 0) {
-			opt.mutants = true;
 		} else if (strcmp(a, "--json") == 0) {
 			opt.json = true;
 		} else if (strcmp(a, "--quiet") == 0) {
@@ -392,9 +389,6 @@ int main(int argc, char **argv)
 		say_ledger();
 	if (opt.sweep)
 		sweep_all(opt.only, opt.quiet, &ledger.passed, &ledger.failed);
-	if (opt.mutants)
-		mutants_all(opt.only, opt.quiet, &ledger.passed,
-			    &ledger.failed);
 	printf("# sim: %" PRIu64 " passed, %" PRIu64 " failed\n", ledger.passed,
 	       ledger.failed);
 	if (opt.json)

@@ -158,9 +158,60 @@ static void draw_work(struct swarm *s, struct prng *p)
 	s->cancels = chance(p, 30) ? between(p, 1, 10) : 0;
 	s->twice = chance(p, 50);
 	s->bulk = chance(p, 15);
+	s->damage = chance(p, 10);
 }
 
-void swarm_draw(struct swarm *s, uint64_t seed)
+static void draw_quiet(struct swarm *s, struct prng *p)
+{
+	s->shards = between(p, 1, 2);
+	s->clients = between(p, 1, 2);
+	s->depth = 1;
+	s->burst = 1;
+	s->think_ms = between(p, 20, 120);
+	s->small = 1;
+	s->large = 0;
+	s->limiters = 0;
+	s->relays = 0;
+	s->reads = 60;
+	s->ttl = 50;
+	s->at_ops = false;
+	s->jumps = true;
+	s->pauses = false;
+	s->cycles = between(p, 3, 6);
+	s->cycle_ms = 600;
+}
+
+static void draw_focus(struct swarm *s, struct prng *p, enum focus focus)
+{
+	switch (focus) {
+	case FOCUS_NONE:
+		return;
+	case FOCUS_QUIET:
+		draw_quiet(s, p);
+		return;
+	case FOCUS_BULK:
+		s->bulk = true;
+		s->cycle_ms = 1000;
+		return;
+	case FOCUS_DAMAGE:
+		s->damage = true;
+		return;
+	case FOCUS_CHAINS:
+		s->relays = between(p, 2, 4);
+		s->small = 1;
+		s->large = 0;
+		s->limiters = 0;
+		return;
+	case FOCUS_KEYS:
+		s->keyed = 70;
+		s->twice = true;
+		return;
+	default:
+		UNREACHABLE();
+	}
+}
+
+void swarm_draw(struct swarm *s, uint64_t seed, enum focus focus)
 {
 	struct prng p;
 
@@ -173,6 +224,9 @@ void swarm_draw(struct swarm *s, uint64_t seed)
 	draw_core(s, &p);
 	draw_faults(s, &p);
 	draw_work(s, &p);
+	if (focus == FOCUS_NONE && chance(&p, 10))
+		focus = FOCUS_QUIET;
+	draw_focus(s, &p, focus);
 }
 
 /* ------------------------------------------------------------------ set up */
@@ -180,9 +234,10 @@ void swarm_draw(struct swarm *s, uint64_t seed)
 static void seen_op(void *arg, enum world_op op, const char *name)
 {
 	struct trial *r = arg;
-
 	if (op == WORLD_SYNC && strncmp(name, "log/", 4) == 0)
 		r->log_syncs++;
+	if (r->at_op != NULL)
+		r->at_op(r, op, name);
 }
 
 /* SQLite draws the salts of its logs from here. */
@@ -589,8 +644,7 @@ static void cycle(struct trial *r)
 	trial_reboot(r, kind == CRASH_CLOSE ? CRASH_KILL : kind);
 }
 
-/* Boot until every shard is led. */
-static bool get_ready(struct trial *r)
+bool trial_get_ready(struct trial *r)
 {
 	unsigned tries;
 
@@ -608,12 +662,86 @@ static bool get_ready(struct trial *r)
 	return false;
 }
 
+struct victim {
+	struct trial *r;
+	const char *prefix;
+	uint64_t n; /* Files that fit. */
+	char name[64];
+	uint64_t bytes;
+};
+
+/* Any of them, with the same chance. */
+static void look_at_file(void *arg, const char *name, uint64_t bytes)
+{
+	struct victim *v = arg;
+
+	if (strncmp(name, v->prefix, strlen(v->prefix)) != 0 || bytes == 0)
+		return;
+	v->n++;
+	if (trial_random(v->r, v->n) != 0)
+		return;
+	(void)snprintf(v->name, sizeof(v->name), "%s", name);
+	v->bytes = bytes;
+}
+
+static void flip(struct trial *r)
+{
+	static const char *const prefixes[] = { "state/", "state/", "log/",
+						"ballot", "identity" };
+	struct victim v = {
+		.r = r,
+		.prefix = prefixes[trial_random(r, ARRAY_LEN(prefixes))],
+	};
+	uint64_t at;
+	unsigned bit;
+
+	world_files(r->w, TRIAL_NODE, look_at_file, &v);
+	if (v.n == 0)
+		return;
+	/* Where something is, mostly. */
+	at = trial_random(r, v.bytes > 65536 && trial_chance(r, 70) ? 65536
+								    : v.bytes);
+	bit = (unsigned)trial_random(r, 8);
+	CHECK(world_flip(r->w, TRIAL_NODE, v.name, at, bit) == RC_OK);
+	trial_trace(r, "flipped bit %u of byte %" PRIu64 " of %s", bit, at,
+		    v.name);
+}
+
+/* A disk that lies: the node says so, or answers as if it had not. */
+static void finish_damaged(struct trial *r)
+{
+	uint64_t n = 1 + trial_random(r, 3);
+
+	if (trial_chance(r, 50)) {
+		if (!trial_close(r))
+			return;
+	} else {
+		trial_crash(r, trial_chance(r, 50) ? CRASH_POWER : CRASH_KILL);
+	}
+	r->noted_bad = true;
+	r->tally.damaged++;
+	while (n-- > 0)
+		flip(r);
+	r->over = true;
+	if (trial_boot(r) == RC_OK) {
+		load_stop(r->load);
+		if (trial_until(r, &r->ready, 60000) && load_audit(r->load))
+			r->over = !trial_close(r);
+	}
+	r->tally.detected += r->over;
+}
+
 static void finish(struct trial *r)
 {
 	load_stop(r->load);
-	if (!get_ready(r) || !load_settle(r->load) || !load_audit(r->load))
+	if (!trial_get_ready(r) || !load_settle(r->load) ||
+	    !load_audit(r->load))
 		return;
-	if (!trial_close(r) || trial_boot(r) != RC_OK || !get_ready(r))
+	if (r->swarm.damage) {
+		finish_damaged(r);
+		return;
+	}
+	if (!trial_close(r) || trial_boot(r) != RC_OK || !trial_get_ready(r))
 		return;
 	load_stop(r->load);
 	if (load_audit(r->load))
@@ -624,13 +752,14 @@ void trial_judge(struct trial *r)
 {
 	if (!trial_is_broken(r))
 		finish(r);
-	if (!trial_is_broken(r) && !r->closed)
+	if (!trial_is_broken(r) && !r->closed && !r->over)
 		trial_breach(r, "ends",
-			     "the node ended without a planned crash: "
-			     "%s",
+			     "the node ended without a planned crash: %s",
 			     world_stopped(r->w, TRIAL_NODE) != NULL
 				     ? world_stopped(r->w, TRIAL_NODE)
 				     : "?");
+	if (!trial_is_broken(r) && r->core != NULL)
+		load_crashed(r->load);
 	if (!trial_is_broken(r))
 		load_judge(r->load);
 	r->tally.virtual_ms = world_now_ms(r->w);

@@ -64,6 +64,7 @@ struct swarm {
 	bool unsynced_clock; /* The kernel does not vouch for it. */
 	bool pauses;
 	bool bulk;            /* Values that fill segments. */
+	bool damage;          /* In the end bits flip on the disk. */
 	uint32_t crash_kinds; /* Bits of enum crash. */
 	bool at_ops;          /* Crashes at operations of the disk, */
 	bool at_boot;         /* and while it boots. */
@@ -84,9 +85,11 @@ struct tally {
 	uint64_t write_fails;
 	uint64_t jumps;
 	uint64_t pauses;
-	uint64_t truths; /* Writes that were looked for on the disk. */
-	uint64_t cycles; /* Calls that were refused with CYCLE. */
-	uint64_t loads;  /* By objects, of their rows. */
+	uint64_t damaged;  /* Disks, */
+	uint64_t detected; /* of them such that were refused. */
+	uint64_t truths;   /* Writes that were looked for on the disk. */
+	uint64_t cycles;   /* Calls that were refused with CYCLE. */
+	uint64_t loads;    /* By objects, of their rows. */
 	uint64_t evictions;
 	uint64_t segments; /* Most that a log had. */
 	uint64_t hash;
@@ -108,7 +111,8 @@ struct trial {
 	uint64_t now;         /* Events of the driver: orders everything. */
 	bool ready;
 	bool closing;   /* core_close() was called. */
-	bool closed;    /* The last boot ended cleanly. */
+	bool closed;    /* The last boot ended cleanly, */
+	bool over;      /* or it ended as a damaged one may. */
 	bool noted_bad; /* Damage was done on purpose: it may be refused. */
 	/* Of log/: completed, as far as a driver can see. */
 	uint64_t log_syncs;
@@ -116,10 +120,21 @@ struct trial {
 	unsigned lines;
 	char (*line)[200];
 	bool loud; /* Trace lines go to stderr at once. */
+	/* Before each operation of the disk: may add faults, may fork. */
+	void (*at_op)(struct trial *r, enum world_op op, const char *name);
+	void *at_op_arg;
 };
 
 /* What the seed says. */
-void swarm_draw(struct swarm *s, uint64_t seed);
+enum focus {
+	FOCUS_NONE,
+	FOCUS_QUIET,  /* Little happens, so that time matters. */
+	FOCUS_BULK,   /* Segments and main files fill. */
+	FOCUS_DAMAGE, /* Bits flip in the end. */
+	FOCUS_CHAINS, /* Calls that call. */
+	FOCUS_KEYS,   /* Idempotency keys. */
+};
+void swarm_draw(struct swarm *s, uint64_t seed, enum focus focus);
 
 /* A formatted data directory, not booted. */
 struct trial *trial_new(uint64_t seed, const struct swarm *swarm);
@@ -143,6 +158,8 @@ void trial_crash(struct trial *r, enum crash kind);
 void trial_reboot(struct trial *r, enum crash kind);
 /* Drain, close: a clean end. False: it ended otherwise. */
 bool trial_close(struct trial *r);
+/* Boot until every shard is led, without faults; false: that is a breach. */
+bool trial_get_ready(struct trial *r);
 
 /* A whole trial, as its seed and swarm say. */
 void trial_all(struct trial *r);

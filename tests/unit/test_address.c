@@ -25,6 +25,11 @@ static enum rc parse(const char *s)
 	return parse_n(s, strlen(s));
 }
 
+static void put(void *to, const void *from, size_t n)
+{
+	memcpy(to, from, n);
+}
+
 #define EXPECT_BYTES(got, want)                          \
 	do {                                             \
 		EXPECT_UINT((got).n, strlen(want));      \
@@ -112,7 +117,7 @@ TEST(a_name_is_any_bytes_but_nul)
 	unsigned n = 0;
 	unsigned i;
 
-	memcpy(text, "kv/", 3);
+	put(text, "kv/", 3);
 	for (i = 1; i < 256; i++)
 		if (i != '/' && i != '%')
 			text[3 + n++] = (uint8_t)i;
@@ -171,7 +176,7 @@ TEST(bounds)
 	snprintf(text, sizeof(text), "%s/x", label);
 	EXPECT_BAD(text, "1 to 64 bytes");
 
-	memcpy(text, "kv/", 3);
+	put(text, "kv/", 3);
 	memset(text + 3, 'n', sizeof(text) - 3);
 	EXPECT_RC(parse_n(text, 3 + NAME_BYTES_MAX), RC_OK);
 	EXPECT_UINT(addr.name.n, NAME_BYTES_MAX);
@@ -182,10 +187,10 @@ TEST(bounds)
 
 	/* All of them escaped: the bound counts what they mean. */
 	for (i = 0; i < NAME_BYTES_MAX; i++)
-		memcpy(text + 3 + 3 * i, "%2F", 3);
+		put(text + 3 + 3 * i, "%2F", 3);
 	EXPECT_RC(parse_n(text, 3 + 3 * NAME_BYTES_MAX), RC_OK);
 	EXPECT_UINT(addr.name.n, NAME_BYTES_MAX);
-	memcpy(text + 3 + 3 * NAME_BYTES_MAX, "%2F", 3);
+	put(text + 3 + 3 * NAME_BYTES_MAX, "%2F", 3);
 	EXPECT_RC(parse_n(text, 3 + 3 * (NAME_BYTES_MAX + 1)), RC_INVALID);
 }
 

@@ -2,7 +2,6 @@
  * What joins a shard to its objects: turns become entries, marks become
  * indexes, and memory that runs out ends in an error or a clean stop.
  */
-#include "node/core/route.h"
 #include "tests/lib/core_rig.h"
 #include "tests/lib/fault.h"
 
@@ -159,29 +158,6 @@ TEST(the_log_is_trimmed_behind_what_is_checkpointed)
 	rig_end();
 }
 
-TEST(nobody_owns_a_shard_before_its_election)
-{
-	struct detail why = { { 0 }, { 0 } };
-	struct told *t;
-	struct route r;
-
-	one_shard(6);
-	rig_close();
-	EXPECT_RC(rig_open(&why), RC_OK);
-	r = route_find(core_bridge(rig.core, 0));
-	EXPECT_INT(r.to, ROUTE_NOBODY);
-	t = rig_start("me", "kv/a", "get", "{'key':'k'}", NULL);
-	rig_wait(t);
-	EXPECT_RC(t->rc, RC_NO_QUORUM);
-	EXPECT_INT(t->outcome, OUTCOME_REFUSED);
-	EXPECT_TRUE(t->retry_after_ms > 0);
-	EXPECT_TRUE(world_run_flag(rig.w, &rig.ready, RIG_WAIT_MS));
-	r = route_find(core_bridge(rig.core, 0));
-	EXPECT_INT(r.to, ROUTE_HERE);
-	EXPECT_UINT(r.node_id, 1);
-	rig_end();
-}
-
 /* ---- faults ---- */
 
 TEST(a_failed_sync_is_the_end)
@@ -231,8 +207,8 @@ TEST(memory_runs_out_while_it_opens)
 			break;
 		if (rc == RC_OK) {
 			/* Something that can do without. */
-			EXPECT_TRUE(world_run_flag(rig.w, &rig.ready,
-						   RIG_WAIT_MS));
+			EXPECT_TRUE(
+				world_run_flag(rig.w, &rig.ready, RIG_WAIT_MS));
 			rig_close();
 			continue;
 		}

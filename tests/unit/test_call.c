@@ -1,7 +1,7 @@
 /*
- * Calls against a whole core in the seeded world. Most of this is one table: for
- * every method and every argument and option of method.tbl each way in which it
- * can be wrong, and for every method each set of rights.
+ * Calls against a whole core in the seeded world. Most of this is one table:
+ * for every method and every argument and option of method.tbl each way in
+ * which it can be wrong, and for every method each set of rights.
  */
 #include "client/proto/method.h"
 #include "raft-glue/placement.h"
@@ -49,8 +49,7 @@ static bool takes_strs(enum method_type t)
 
 static bool takes_bins(enum method_type t)
 {
-	return t == METHOD_BYTES || t == METHOD_VALUE ||
-	       t == METHOD_VALUE_NIL;
+	return t == METHOD_BYTES || t == METHOD_VALUE || t == METHOD_VALUE_NIL;
 }
 
 static void bad_types(const struct method_arg *a)
@@ -181,9 +180,9 @@ static void good_value(const struct method *m, const struct method_arg *a,
 		pack_bool(w, false);
 		break;
 	case METHOD_ENUM:
-		pack_cstr(w, strcmp(a->name, "read") == 0  ? "linearizable" :
-			     strcmp(a->name, "route") == 0 ? "forward" :
-							     "committed");
+		pack_cstr(w, strcmp(a->name, "read") == 0    ? "linearizable"
+			     : strcmp(a->name, "route") == 0 ? "forward"
+							     : "committed");
 		break;
 	case METHOD_VALUE:
 	case METHOD_VALUE_NIL:
@@ -342,8 +341,7 @@ static void check_arg(const struct method *m, uint32_t at)
 
 static void check_args_as_such(const struct method *m)
 {
-	const struct method_arg whole = { .name = "args",
-					  .type = METHOD_MAP };
+	const struct method_arg whole = { .name = "args", .type = METHOD_MAP };
 	char address[64];
 	size_t i;
 
@@ -444,9 +442,9 @@ static void check_nested(const char *address, const char *outer,
 			pack_array(&w, 2);
 			say_pack(&w, good);
 			args_map(m, at, WRONG_VALUE, &bads[i].bytes, op, &w);
-			expect_invalid(send_parts("me", address, outer, &w,
-						  NULL),
-				       field);
+			expect_invalid(
+				send_parts("me", address, outer, &w, NULL),
+				field);
 		}
 		if (!m->args[at].required)
 			continue;
@@ -475,8 +473,7 @@ TEST(every_argument_of_every_op_and_check)
 			     method_at(ops[i])->name,
 			     "{'op':'put','key':'a','value':1}");
 	check_nested("rate_limiter/o", "check_many", "checks",
-		     method_at(METHOD_rate_limiter_check), NULL,
-		     "{'key':'a'}");
+		     method_at(METHOD_rate_limiter_check), NULL, "{'key':'a'}");
 	EXPECT_TRUE(rows > 150);
 	end_table();
 }
@@ -504,17 +501,17 @@ TEST(every_option)
 			runner_context("option %s: %s", name, bads[i].what);
 			pack_w_reset(&w);
 			args_map(o, at, WRONG_VALUE, &bads[i].bytes, NULL, &w);
-			expect_invalid(send_parts("me", "kv/o", "put", &args,
-						  &w),
-				       name);
+			expect_invalid(
+				send_parts("me", "kv/o", "put", &args, &w),
+				name);
 		}
 		for (wrong = WRONG_TWICE; wrong <= WRONG_AS_BIN; wrong++) {
 			runner_context("option %s twice", name);
 			pack_w_reset(&w);
 			args_map(o, at, wrong, NULL, NULL, &w);
-			expect_invalid(send_parts("me", "kv/o", "put", &args,
-						  &w),
-				       name);
+			expect_invalid(
+				send_parts("me", "kv/o", "put", &args, &w),
+				name);
 		}
 	}
 	runner_context("options as such");
@@ -527,9 +524,9 @@ TEST(every_option)
 	expect_invalid(send_parts("me", "kv/o", "put", &args, &w), "options");
 	bad_values(&whole);
 	for (i = 0; i < bads_n; i++)
-		expect_invalid(send_parts("me", "kv/o", "put", &args,
-					  &bads[i].bytes),
-			       "options");
+		expect_invalid(
+			send_parts("me", "kv/o", "put", &args, &bads[i].bytes),
+			"options");
 	pack_w_release(&w);
 	pack_w_release(&args);
 	end_table();
@@ -606,8 +603,8 @@ TEST(options_that_are_good)
 
 	rig_begin(5);
 	for (i = 0; i < ARRAY_LEN(good); i++) {
-		struct told *t = rig_ask("kv/o", "incr", "{'key':'n'}",
-					 good[i]);
+		struct told *t =
+			rig_ask("kv/o", "incr", "{'key':'n'}", good[i]);
 
 		runner_context("%s", good[i]);
 		EXPECT_RC(t->rc, RC_OK);
@@ -713,8 +710,8 @@ TEST(every_method_without_its_grant)
 		rig_grant(who, "default", "dev", "*", "", rights);
 	}
 	for (i = 0; (m = method_at(i)) != NULL; i++) {
-		struct told *absent = rig_ask("kv/absent", "get",
-					      "{'key':'k'}", NULL);
+		struct told *absent =
+			rig_ask("kv/absent", "get", "{'key':'k'}", NULL);
 		char address[64];
 		struct told *t;
 
@@ -747,10 +744,8 @@ TEST(anothers_objects_answer_as_absent_ones)
 	static const char *const addresses[] = {
 		"other/dev/kv/o",    /* It exists. */
 		"other/dev/kv/none", /* It does not. */
-		"default/prod/kv/o",
-		"nowhere/dev/kv/o",
-		"other/dev/no_class/o",
-		"default/dev/no_class/o",
+		"default/prod/kv/o",    "nowhere/dev/kv/o",
+		"other/dev/no_class/o", "default/dev/no_class/o",
 	};
 	struct told *absent;
 	size_t i;
@@ -765,15 +760,14 @@ TEST(anothers_objects_answer_as_absent_ones)
 	absent = rig_ask("kv/absent", "get", "{'key':'k'}", NULL);
 	for (i = 0; i < ARRAY_LEN(addresses); i++) {
 		runner_context("%s", addresses[i]);
-		expect_same_refusal(rig_ask(addresses[i], "get",
-					    "{'key':'k'}", NULL),
-				    absent);
+		expect_same_refusal(
+			rig_ask(addresses[i], "get", "{'key':'k'}", NULL),
+			absent);
 		expect_same_refusal(rig_ask(addresses[i], "put",
 					    "{'key':'k','value':2}", NULL),
 				    absent);
-		expect_same_refusal(rig_ask(addresses[i], "no_such", "{}",
-					    NULL),
-				    absent);
+		expect_same_refusal(
+			rig_ask(addresses[i], "no_such", "{}", NULL), absent);
 		expect_same_refusal(rig_ask(addresses[i], "put", "{}", NULL),
 				    absent);
 	}
@@ -804,32 +798,29 @@ TEST(an_id_is_the_same_object_as_its_name)
 		  RIGHT_READ | RIGHT_WRITE | RIGHT_ADMIN);
 	rig_grant("some", "default", "dev", "kv", "ord", RIGHT_READ);
 	absent = rig_ask("kv/absent", "get", "{'key':'k'}", NULL);
-	rig_expect_ok("kv/orders", "put", "{'key':'k','value':1}",
-		      "{'rev':1}");
+	rig_expect_ok("kv/orders", "put", "{'key':'k','value':1}", "{'rev':1}");
 	id_of("default", "kv", "orders", address);
 	rig_expect_ok(address, "get", "{'key':'k'}", "{'value':1,'rev':1}");
 	rig_expect_ok(address, "put", "{'key':'k','value':2}", "{'rev':2}");
 	rig_expect_ok("kv/orders", "get", "{'key':'k'}", "{'value':2,'rev':2}");
 	/* A grant for some names is none for ids. */
-	EXPECT_RC(rig_wait(rig_start("some", "kv/orders", "get",
-				     "{'key':'k'}", NULL))
+	EXPECT_RC(rig_wait(rig_start("some", "kv/orders", "get", "{'key':'k'}",
+				     NULL))
 			  ->rc,
 		  RC_OK);
 	expect_same_refusal(rig_wait(rig_start("some", address, "get",
 					       "{'key':'k'}", NULL)),
 			    absent);
 	/* As another class, of another tenant: not there. */
-	snprintf(wrong, sizeof(wrong), "rate_limiter/%s",
-		 strchr(address, '~'));
+	snprintf(wrong, sizeof(wrong), "rate_limiter/%s", strchr(address, '~'));
 	expect_same_refusal(rig_ask(wrong, "describe", "{}", NULL), absent);
-	expect_same_refusal(rig_ask(wrong, "put_policy",
-				    "{'limit':1,'period_ms':1}", NULL),
-			    absent);
-	snprintf(wrong, sizeof(wrong), "other/dev/kv/%s",
-		 strchr(address, '~'));
-	expect_same_refusal(rig_wait(rig_start("them", wrong, "get",
-					       "{'key':'k'}", NULL)),
-			    absent);
+	expect_same_refusal(
+		rig_ask(wrong, "put_policy", "{'limit':1,'period_ms':1}", NULL),
+		absent);
+	snprintf(wrong, sizeof(wrong), "other/dev/kv/%s", strchr(address, '~'));
+	expect_same_refusal(
+		rig_wait(rig_start("them", wrong, "get", "{'key':'k'}", NULL)),
+		absent);
 	rig_end();
 }
 
@@ -858,8 +849,7 @@ TEST(ids_tell_nothing_of_others)
 
 		runner_context("%s.%s", m->class_name, m->name);
 		snprintf(none, sizeof(none),
-			 "%s/~00112233445566778899aabbccddeeff",
-			 m->class_name);
+			 "%s/~00112233445566778899aabbccddeeff", m->class_name);
 		snprintf(address, sizeof(address), "%s/%s", m->class_name,
 			 strchr(theirs, '~'));
 		expect_same_refusal(send_good("me", none, m), absent);
@@ -877,8 +867,7 @@ TEST(names_in_every_spelling)
 		      "{'value':1,'rev':1}");
 	rig_expect_ok("kv/%7Etilde", "put", "{'key':'k','value':2}",
 		      "{'rev':1}");
-	rig_expect_ok("kv/100%25", "put", "{'key':'k','value':3}",
-		      "{'rev':1}");
+	rig_expect_ok("kv/100%25", "put", "{'key':'k','value':3}", "{'rev':1}");
 	rig_expect_ok("kv/\xc3\xa4 b", "put", "{'key':'k','value':4}",
 		      "{'rev':1}");
 	EXPECT_RC(rig_ask("kv/a%2fb", "get", "{'key':'k'}", NULL)->rc,
@@ -1214,15 +1203,14 @@ TEST(calls_nest_so_deep_and_no_deeper)
 		snprintf(address, sizeof(address), "relay/%u", n);
 		t = rig_ask(address, "run", steps, NULL);
 		if (t->rc != RC_OK)
-			FAIL("depth %u: %s %s", n, rc_name(t->rc),
-			     t->why.text);
+			FAIL("depth %u: %s %s", n, rc_name(t->rc), t->why.text);
 	}
 	deep_steps(CALL_DEPTH_MAX, steps, sizeof(steps));
 	t = rig_ask("relay/8", "run", steps, NULL);
 	EXPECT_RC(t->rc, RC_INVALID);
 	EXPECT_HAS(t->why.text, "at most 8 deep");
-	EXPECT_HAS(say_text(rig_result(rig_ask("kv/end", "get", "{'key':'n'}",
-					       NULL))),
+	EXPECT_HAS(say_text(rig_result(
+			   rig_ask("kv/end", "get", "{'key':'n'}", NULL))),
 		   "'value':8");
 	rig_end();
 }
@@ -1292,6 +1280,52 @@ TEST(the_callers_deadline_is_that_of_what_it_calls)
 	/* The inner one is over as well: nobody waits for it. */
 	t = rig_ask("relay/b", "get", "{}", "{'deadline_ms':100}");
 	EXPECT_RC(t->rc, RC_OK);
+	rig_end();
+}
+
+/* Answers that may not leave yet are bounded over all objects, also when nobody
+ * knew before how large they would be. */
+TEST(answers_that_wait_are_bounded)
+{
+	enum { CALLS = 300 };
+	static struct told *t[CALLS];
+	char *args = malloc(VALUE_BYTES_MAX + 64);
+	unsigned ok = 0;
+	unsigned i;
+	int n;
+
+	rig_new(56);
+	rig.id.segment_bytes = 4u << 20;
+	rig.cfg.calls_max = 2 * CALLS;
+	rig.cfg.object_idle_ms = 20;
+	rig.cfg.window_ms = 10;
+	rig_format();
+	rig_boot();
+	n = snprintf(args, 64, "{'key':'k','value':'");
+	memset(args + n, 'v', VALUE_BYTES_MAX);
+	memcpy(args + n + VALUE_BYTES_MAX, "'}", 3);
+	EXPECT_RC(rig_ask("kv/large", "put", args, NULL)->rc, RC_OK);
+	free(args);
+	/* Not in memory any more: all of them wait for one load. */
+	rig_pass(3000);
+	for (i = 0; i < CALLS; i++)
+		t[i] = rig_start("me", "kv/large", "get", "{'key':'k'}", NULL);
+	for (i = 0; i < CALLS; i++) {
+		rig_wait(t[i]);
+		if (t[i]->rc == RC_OK) {
+			ok++;
+			free(t[i]->result);
+			t[i]->result = NULL;
+			continue;
+		}
+		EXPECT_RC(t[i]->rc, RC_OVERLOADED);
+		EXPECT_INT(t[i]->outcome, OUTCOME_REFUSED);
+		EXPECT_TRUE(t[i]->retry_after_ms > 0);
+	}
+	EXPECT_TRUE(ok >= RESULTS_BYTES_MAX / VALUE_BYTES_MAX);
+	EXPECT_TRUE(ok < CALLS);
+	/* They have left: there is room again. */
+	EXPECT_RC(rig_ask("kv/large", "get", "{'key':'k'}", NULL)->rc, RC_OK);
 	rig_end();
 }
 

@@ -617,7 +617,8 @@ TEST(the_file_itself)
 	EXPECT_HAS(why.text, "directory");
 	EXPECT_RC(config_load(&cfg, runner_dir(), NULL), RC_INVALID);
 	memset(large, '#', sizeof(large));
-	memcpy(large, "data: /d\n", 9);
+	(void)snprintf(large, sizeof(large), "data: /d\n");
+	large[9] = '#';
 	EXPECT_RC(load_n(large, CONFIG_BYTES_MAX), RC_OK);
 	EXPECT_RC(load_n(large, CONFIG_BYTES_MAX + 1), RC_INVALID);
 	EXPECT_HAS(why.text, "larger than 1 MiB");

@@ -637,8 +637,13 @@ TEST(no_room_for_a_new_segment_is_not_fatal)
 	unsigned i;
 
 	begin(26, 1, SEG, 16);
+	for (i = 0; i < 15; i++) {
+		(void)rig_next(&rig, 0, 700);
+		rig_settle(&rig);
+	}
+	EXPECT_UINT(log_bytes(), 2 * SEG);
 	world_fault(rig.w, 0, &none);
-	for (i = 0; i < 1000; i++) {
+	for (; i < 1000; i++) {
 		(void)rig_next(&rig, 0, 700);
 		rig_settle(&rig);
 	}

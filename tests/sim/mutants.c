@@ -1,9 +1,0 @@
-#include "tests/sim/mutants.h"
-void mutants_all(const char *only, bool quiet, uint64_t *passed,
-		 uint64_t *failed)
-{
-	(void)only;
-	(void)quiet;
-	(void)passed;
-	(void)failed;
-}
