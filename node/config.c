@@ -819,10 +819,12 @@ enum rc config_load(struct config *cfg, const char *path, struct detail *why)
 
 	if (rc != RC_OK)
 		return rc;
+	CHECK(data != NULL);
 	rc = yaml_load(data, n, path, &raw, why);
-	if (rc == RC_OK && (raw == NULL || data == NULL))
-		rc = detail_set(why, RC_INVALID, NULL, "%.150s: is empty",
-				path);
+	if (rc == RC_OK && raw == NULL) {
+		rc = RC_INVALID;
+		detail_set(why, rc, NULL, "%.150s: is empty", path);
+	}
 	if (rc == RC_OK) {
 		rc = raw_parse(raw, path, cfg, why);
 		if (rc != RC_OK && why != NULL)

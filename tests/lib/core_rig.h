@@ -251,7 +251,8 @@ static inline struct told *rig_send(const char *who, struct pack_bytes params)
 	rig_own(true);
 	t = calloc(1, sizeof(*t));
 	rig_own(false);
-	EXPECT_NOT_NULL(t);
+	if (t == NULL)
+		FAIL("no memory");
 	caller.principal = rig_bytes(who);
 	t->next = rig.all;
 	rig.all = t;
