@@ -389,6 +389,17 @@ static inline void runner_timed_out(int sig)
 	_exit(1);
 }
 
+#ifdef __SANITIZE_THREAD__
+/* libuv closes descriptors behind the back of the thread sanitizer, which then
+ * takes two users of one number for a race. */
+__attribute__((visibility("default"))) const char *__tsan_default_suppressions(
+	void);
+const char *__tsan_default_suppressions(void)
+{
+	return "race:libuv.so\n";
+}
+#endif
+
 /* No test may hang: 120 s each, RUNNER_TIMEOUT_S for slower machines. */
 static inline void runner_watch(bool on)
 {

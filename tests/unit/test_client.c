@@ -575,15 +575,6 @@ TEST(names)
 	EXPECT_TRUE(holdfast_version()[0] != '\0');
 }
 
-/* libuv closes descriptors behind the back of the thread sanitizer, which then
- * takes two users of one number for a race. */
-__attribute__((visibility("default"))) const char *__tsan_default_suppressions(
-	void);
-const char *__tsan_default_suppressions(void)
-{
-	return "race:libuv.so\n";
-}
-
 /* Handles of several threads at once, each with a server of its own. */
 static void *many_calls(void *arg)
 {
