@@ -1,5 +1,5 @@
 /*
- * bench - load for a server, and what it did with it.
+ * bench - load for a cluster or one server, and what they did with it.
  *
  * One process, one thread, one epoll loop; requests are composed from parts
  * that were encoded before, written once per turn and connection, and answers
@@ -10,6 +10,10 @@
  * latency runs from the composition of a request to its answer. Open loop:
  * calls begin at fixed times; those that find no free place wait here, and a
  * latency runs from the time at which the call should have begun.
+ *
+ * With several nodes each client has a connection to every one of them and sends
+ * a call to the node that owns the object, as it was told (NOT_OWNER); a hop is
+ * part of its latency. Unlike the library's, its calls are never repeated.
  */
 #ifndef HOLDFAST_CLIENT_BENCH_H
 #define HOLDFAST_CLIENT_BENCH_H
@@ -23,6 +27,7 @@
 #define BENCH_PIPELINE_MAX 1024u
 #define BENCH_OBJECTS_MAX  10000000u
 #define BENCH_PREFIX_MAX   200u
+#define BENCH_NODES_MAX    8u
 
 enum bench_work {
 	BENCH_NULL, /* ping */
@@ -31,6 +36,7 @@ enum bench_work {
 	BENCH_KV_GET,  /* of objects that it writes first */
 	BENCH_LIMIT_MEMORY,
 	BENCH_LIMIT_LAGGED,
+	BENCH_LIMIT_LEASED,
 	BENCH_LIMIT_COMMITTED,
 	BENCH_IDLE, /* memory of objects that do nothing */
 	BENCH_WORKS,
@@ -39,12 +45,24 @@ enum bench_work {
 /* "kv-put" ...; NULL for BENCH_WORKS. */
 const char *bench_work_name(enum bench_work work);
 
+struct bench_node {
+	const char *name; /* As owners are named; "": as hello says. */
+	const char *rpc;  /* host:port, or the path of a socket. */
+};
+
 struct bench_options {
 	enum bench_work work;
-	const char *socket;
+	struct bench_node nodes[BENCH_NODES_MAX];
+	uint32_t nodes_n;
+	const char *ca; /* For host:port; else NULL. */
+	const char *cert;
+	const char *key;
+	bool through_one;    /* All to the first node, which forwards. */
+	uint32_t forwarded;  /* Of 100 calls so many to a node that does not own
+			      * the object. */
 	const char *prefix;   /* As it stands in an address: escaped. */
-	uint32_t clients;     /* Connections. */
-	uint32_t pipeline;    /* Calls in flight on each. */
+	uint32_t clients;
+	uint32_t pipeline;    /* Calls in flight of each. */
 	uint32_t objects;     /* kv: PREFIX0 ..; limiters for limit-*. */
 	uint32_t keys;        /* Keys of all limiters together. */
 	uint32_t value_bytes; /* kv-put, kv-get. */
@@ -53,6 +71,21 @@ struct bench_options {
 	uint32_t seconds;
 	bool keyed; /* Writes carry idempotency keys. */
 };
+
+/* Where the time of calls goes on the nodes: keys of `stages` of status. */
+enum bench_stage {
+	BENCH_EXECUTE,
+	BENCH_PROPOSE,
+	BENCH_LOG,
+	BENCH_ROUND,
+	BENCH_RELEASE,
+	BENCH_SEND,
+	BENCH_LOG_WRITER,
+	BENCH_STORAGE,
+	BENCH_STAGES,
+};
+/* "execute" ...; NULL for BENCH_STAGES. */
+const char *bench_stage_name(enum bench_stage stage);
 
 struct bench_result {
 	uint64_t ok;      /* Acknowledged, limiter checks allowed. */
@@ -70,17 +103,24 @@ struct bench_result {
 	double p999_us;
 	double max_us;
 	double mean_us;
-	/* From the server's status; -1 when it did not say. */
+	/* From the nodes' status, all together; -1 when one did not say. */
 	double syncs;
 	double syncs_per_op;
 	double server_cpu_us_per_op;
+	double stage_us_per_op[BENCH_STAGES];
+	double frames_per_op;        /* Read from clients, sent to peers. */
+	double peer_frames_per_op;   /* Of these the second. */
 	double rss_bytes_per_object; /* BENCH_IDLE; else 0. */
-	double loop_stall_max_us;
-	double rss_bytes;
+	double loop_stall_max_us;    /* Of the worst node. */
+	double rss_bytes;            /* Of the largest. */
 	double objects_resident;
 	double client_cpu_us_per_op;
 	double generator_late_us; /* Open loop: the latest beginning. */
 	uint64_t unsent;          /* Open loop: should have begun, did not. */
+	uint64_t hops;            /* From a node to the one it named. */
+	/* Open loop: more than one call of 100 did not begin: whatever else is
+	 * said, the load was not the one that was asked for. */
+	bool is_void;
 };
 
 /*

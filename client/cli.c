@@ -14,7 +14,9 @@ static const struct cli_command *const commands[] = {
 	&cli_call_command,   &cli_kv_command,      &cli_limit_command,
 	&cli_status_command, &cli_objects_command, &cli_metrics_command,
 	&cli_ping_command,   &cli_log_command,     &cli_init_command,
-	&cli_bench_command,
+	&cli_cert_command,   &cli_node_command,    &cli_dev_cluster_command,
+	&cli_bench_command,  &cli_shard_command,   &cli_grant_command,
+	&cli_revoke_command, &cli_grants_command,
 };
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
@@ -86,15 +88,16 @@ static void help_all(FILE *f)
 	(void)fprintf(f, "usage: holdfast COMMAND [ARGUMENT...]\n\n"
 			 "Calls objects of a Holdfast server.\n\n");
 	for (i = 0; i < COMMANDS; i++)
-		(void)fprintf(f, "  %-10s %s\n", commands[i]->name,
+		(void)fprintf(f, "  %-11s %s\n", commands[i]->name,
 			      commands[i]->summary);
 	(void)fprintf(f,
 		      "\n`holdfast COMMAND --help' has the rest; "
 		      "`holdfast --version'.\n"
-		      "The server's socket is --socket PATH, else "
-		      "$HOLDFAST_SOCKET, else\n"
-		      "holdfast/holdfast.sock in $XDG_STATE_HOME or "
-		      "~/.local/state.\n\n%s",
+		      "Servers are those of --config PATH, a client.yaml, or "
+		      "that of --socket PATH;\n"
+		      "else of $HOLDFAST_CONFIG, $HOLDFAST_SOCKET, or "
+		      "holdfast/holdfast.sock in\n"
+		      "$XDG_STATE_HOME or ~/.local/state.\n\n%s",
 		      exit_codes);
 }
 
@@ -200,8 +203,10 @@ int cli_parse(struct cli *cli, int argc, char **argv,
 	      const struct cli_opt *opts, int args_min, int args_max)
 {
 	const struct cli_opt globals[] = {
+		{ "config", 0, CLI_TEXT, &cli->config, 0, 0, "PATH",
+		  "client.yaml: the servers, a certificate" },
 		{ "socket", 0, CLI_TEXT, &cli->socket, 0, 0, "PATH",
-		  "the server's socket" },
+		  "one server's socket instead" },
 		{ "json", 0, CLI_FLAG, &cli->json, 0, 0, NULL,
 		  "print results (and errors) as JSON" },
 		{ "help", 'h', CLI_FLAG, &cli->help, 0, 0, NULL, "this text" },
@@ -239,6 +244,41 @@ int cli_parse(struct cli *cli, int argc, char **argv,
 /* ----------------------------------------------------------------- calls ---
  */
 
+static int say_why(const char *why)
+{
+	(void)fputs("holdfast: ", stderr);
+	out_text(stderr, why, strlen(why));
+	(void)fputc('\n', stderr);
+	return CLI_USAGE;
+}
+
+int cli_servers(const struct cli *cli, struct cli_servers *out)
+{
+	const char *config = cli->config;
+	struct detail why = { 0 };
+	char path[512];
+
+	memset(out, 0, sizeof(*out));
+	if (cli->socket != NULL && config != NULL)
+		return cli_usage(cli, "--socket and --config: one of them");
+	if (cli->socket == NULL && config == NULL)
+		config = getenv("HOLDFAST_CONFIG");
+	if (cli->socket == NULL && config != NULL && config[0] != '\0')
+		return profile_read(config, &out->profile, &why) == RC_OK
+			       ? CLI_OK
+			       : say_why(why.text);
+	if (cli->socket == NULL &&
+	    holdfast_default_socket(path, sizeof(path)) != HOLDFAST_OK)
+		return cli_usage(cli, "no path of a socket: set "
+				      "HOLDFAST_SOCKET");
+	if (cli->socket != NULL)
+		(void)snprintf(path, sizeof(path), "%s", cli->socket);
+	(void)snprintf(out->profile.endpoints[0].rpc, PROFILE_TEXT_BYTES_MAX,
+		       "%s%s", strchr(path, '/') != NULL ? "" : "./", path);
+	out->profile.endpoints_n = 1;
+	return CLI_OK;
+}
+
 int cli_connect(struct cli *cli)
 {
 	struct holdfast_options o = HOLDFAST_OPTIONS;
@@ -247,17 +287,22 @@ int cli_connect(struct cli *cli)
 
 	if (cli->h != NULL)
 		return CLI_OK;
+	if (cli->socket != NULL && cli->config != NULL)
+		return cli_usage(cli, "--socket and --config: one of them");
 	o.socket = cli->socket;
+	o.config = cli->config;
 	code = holdfast_connect(&o, &cli->h, why, sizeof(why));
 	if (code == HOLDFAST_OK)
 		return CLI_OK;
-	(void)fprintf(stderr, "holdfast: %s\n", why);
+	(void)say_why(why);
 	if (code == HOLDFAST_INVALID)
 		return CLI_USAGE;
 	if (code == HOLDFAST_UNREACHABLE && cli->socket == NULL &&
-	    getenv("HOLDFAST_SOCKET") == NULL)
+	    cli->config == NULL && getenv("HOLDFAST_SOCKET") == NULL &&
+	    getenv("HOLDFAST_CONFIG") == NULL)
 		(void)fprintf(stderr, "Is holdfastd running? --socket PATH "
-				      "names another socket.\n");
+				      "names another socket, --config PATH a "
+				      "cluster.\n");
 	return code == HOLDFAST_NO_MEMORY ? CLI_INTERNAL : CLI_UNREACHABLE;
 }
 
@@ -372,7 +417,8 @@ static int command_at(int argc, char **argv)
 	int i;
 
 	for (i = 1; i < argc; i++) {
-		if (strcmp(argv[i], "--socket") == 0)
+		if (strcmp(argv[i], "--socket") == 0 ||
+		    strcmp(argv[i], "--config") == 0)
 			i++;
 		else if (argv[i][0] != '-')
 			return i;

@@ -12,6 +12,7 @@
 #include <stdio.h>
 
 #include "client/holdfast.h"
+#include "client/profile.h"
 #include "client/proto/pack.h"
 
 /* Exit codes; `holdfast --help` and docs/protocol.md list them. */
@@ -32,6 +33,7 @@ struct cli {
 	const struct cli_command *command;
 	const char *program; /* argv[0]: where the daemon lies beside. */
 	const char *socket;
+	const char *config; /* A client.yaml. */
 	bool json;
 	bool help;
 	struct holdfast *h; /* Connected by cli_connect(). */
@@ -78,7 +80,14 @@ extern const struct cli_command cli_objects_command;
 extern const struct cli_command cli_ping_command;
 extern const struct cli_command cli_log_command;
 extern const struct cli_command cli_init_command;
+extern const struct cli_command cli_cert_command;
+extern const struct cli_command cli_node_command;
+extern const struct cli_command cli_dev_cluster_command;
 extern const struct cli_command cli_bench_command;
+extern const struct cli_command cli_shard_command;
+extern const struct cli_command cli_grant_command;
+extern const struct cli_command cli_revoke_command;
+extern const struct cli_command cli_grants_command;
 
 /*
  * Reads options anywhere among argv[0..argc-1], those every command has
@@ -94,6 +103,13 @@ int cli_parse(struct cli *cli, int argc, char **argv,
 int cli_usage(const struct cli *cli, const char *format, ...)
 	__attribute__((format(printf, 2, 3)));
 
+/* The servers that the command line, or the environment, names. */
+struct cli_servers {
+	struct profile profile; /* One socket is an endpoint without name. */
+};
+/* CLI_OK, or it was said why not. */
+int cli_servers(const struct cli *cli, struct cli_servers *out);
+
 /* CLI_OK when cli->h is connected; else it was said why. */
 int cli_connect(struct cli *cli);
 
@@ -108,6 +124,47 @@ int cli_exit_of(const struct holdfast_answer *a);
 /* Says on stderr (with --json on stdout too) what went wrong. */
 void cli_say_error(const struct cli *cli, const char *what,
 		   const struct holdfast_answer *a);
+
+/* ---------------------------------------------------------- cli_offline.c ---
+ */
+
+/* Where holdfastd is: beside this program, or in sbin or libexec of the same
+ * prefix. False: it was said that it is not there. */
+bool cli_daemon_find(const struct cli *cli, char *path, size_t path_bytes);
+/* Runs it with these words (argv[1] and on, ended by NULL) to its end; the exit
+ * code in our terms. */
+int cli_daemon_run(const struct cli *cli, const char *const *words);
+
+/* -------------------------------------------------------------- cli_ask.c ---
+ */
+
+/* What one endpoint said to a question that all were asked. */
+struct cli_told {
+	const struct profile_endpoint *at;
+	char node[PROFILE_NAME_BYTES_MAX + 1]; /* Its name; else where it is. */
+	int code; /* HOLDFAST_OK: `value`; else `why`, and `owner`. */
+	struct pack_bytes value;
+	char why[256];
+	char owner[PROFILE_NAME_BYTES_MAX + 1];
+};
+
+struct cli_all {
+	struct cli_servers servers;
+	struct cli_told told[PROFILE_ENDPOINTS_MAX];
+	size_t n;
+};
+
+/* Asks every endpoint by itself, all at once: `rpc` with its encoded params.
+ * CLI_OK: `all` is filled, whatever they said, and to be released; else it was
+ * said what is wrong with the command line. */
+int cli_ask_all(const struct cli *cli, const char *rpc, struct pack_bytes params,
+		struct cli_all *all);
+/* The same question to one of them again, or another; `told` is replaced. */
+void cli_ask_one(struct cli_all *all, size_t i, const char *rpc,
+		 struct pack_bytes params);
+void cli_all_release(struct cli_all *all);
+/* One of them answered. */
+bool cli_all_any(const struct cli_all *all);
 
 /* ------------------------------------------------------------- cli_args.c ---
  */
@@ -139,6 +196,8 @@ void out_hex(FILE *f, const void *p, size_t n);
 void out_value(FILE *f, struct pack_bytes v);
 /* A map as `key  value` lines, everything else as out_value(). */
 void out_human(FILE *f, struct pack_bytes v);
+/* May stdout be coloured? A terminal, and nobody says no. */
+bool out_colours(void);
 /* As JSON and a newline; pretty on a terminal. */
 void out_json(FILE *f, struct pack_bytes v);
 /* What the command's result is, by cli->json. */

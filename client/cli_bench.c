@@ -8,8 +8,7 @@
 
 #include "client/bench.h"
 #include "client/cli.h"
-
-#define SOCKET_BYTES_MAX 256
+#include "client/profile.h"
 
 static bool work_find(const char *name, enum bench_work *work)
 {
@@ -23,12 +22,52 @@ static bool work_find(const char *name, enum bench_work *work)
 	return false;
 }
 
+static void human_server(const struct bench_options *o,
+			 const struct bench_result *r)
+{
+	int i;
+
+	if (r->syncs < 0)
+		return;
+	(void)printf("  %s: %.0f syncs (%.4f per call), %.2f frames per call "
+		     "(%.2f to peers),\n          %s%s, stalled %.0f us at "
+		     "most\n",
+		     o->nodes_n > 1 ? "nodes" : "server", r->syncs,
+		     r->syncs_per_op, r->frames_per_op, r->peer_frames_per_op,
+		     out_bytes((uint64_t)r->rss_bytes),
+		     o->nodes_n > 1 ? " at most" : "", r->loop_stall_max_us);
+	(void)printf("  CPU: %.2f us per call, of it", r->server_cpu_us_per_op);
+	for (i = 0; i < BENCH_STAGES; i++)
+		(void)printf(" %s %.2f%s",
+			     bench_stage_name((enum bench_stage)i),
+			     r->stage_us_per_op[i],
+			     i + 1 < BENCH_STAGES ? "," : "\n");
+}
+
+static void human_open_loop(const struct bench_options *o,
+			    const struct bench_result *r)
+{
+	if (o->rate == 0)
+		return;
+	(void)printf("  open loop: %llu/s wanted, %llu not begun, %.0f us late "
+		     "at most\n",
+		     (unsigned long long)o->rate, (unsigned long long)r->unsent,
+		     r->generator_late_us);
+	if (r->is_void)
+		(void)printf("  VOID: the generator did not reach the rate\n");
+}
+
 static void print_human(const struct bench_options *o,
 			const struct bench_result *r)
 {
 	(void)printf("%s: %u clients, %u in flight each, %u objects, %.1f s\n",
 		     bench_work_name(o->work), o->clients, o->pipeline,
 		     o->objects, r->elapsed_s);
+	if (o->nodes_n > 1)
+		(void)printf("  %u nodes, %s; %llu hops\n", o->nodes_n,
+			     o->through_one ? "all through the first"
+					    : "each call to the owner",
+			     (unsigned long long)r->hops);
 	(void)printf(
 		"  %.0f/s: %llu ok, %llu denied, %llu refused, %llu "
 		"unknown, %llu errors\n",
@@ -38,23 +77,13 @@ static void print_human(const struct bench_options *o,
 	(void)printf("  latency: half within %.0f us, 99 %% %.0f us, 99.9 %% "
 		     "%.0f us, all %.0f us\n",
 		     r->p50_us, r->p99_us, r->p999_us, r->max_us);
-	if (r->syncs >= 0)
-		(void)printf("  server: %.0f syncs (%.4f per call), %.2f us of "
-			     "CPU per call, %s, stalled %.0f us at most\n",
-			     r->syncs, r->syncs_per_op, r->server_cpu_us_per_op,
-			     out_bytes((uint64_t)r->rss_bytes),
-			     r->loop_stall_max_us);
+	human_server(o, r);
 	if (o->work == BENCH_IDLE)
 		(void)printf("  memory: %.0f bytes per object, %.0f resident\n",
 			     r->rss_bytes_per_object, r->objects_resident);
 	(void)printf("  client: %.2f us of CPU per call\n",
 		     r->client_cpu_us_per_op);
-	if (o->rate > 0)
-		(void)printf("  open loop: %llu/s wanted, %llu not begun, "
-			     "%.0f us late at most\n",
-			     (unsigned long long)o->rate,
-			     (unsigned long long)r->unsent,
-			     r->generator_late_us);
+	human_open_loop(o, r);
 }
 
 /* A number, or null where the server did not say. */
@@ -71,6 +100,22 @@ static void json_count(const char *name, uint64_t v)
 	(void)printf(",\"%s\":%llu", name, (unsigned long long)v);
 }
 
+static void json_stages(const struct bench_result *r)
+{
+	int i;
+
+	(void)printf(",\"stage_us_per_op\":{");
+	for (i = 0; i < BENCH_STAGES; i++) {
+		(void)printf("%s\"%s\":", i > 0 ? "," : "",
+			     bench_stage_name((enum bench_stage)i));
+		if (r->stage_us_per_op[i] < 0)
+			(void)printf("null");
+		else
+			(void)printf("%.3f", r->stage_us_per_op[i]);
+	}
+	(void)printf("}");
+}
+
 static void print_json(const struct bench_options *o,
 		       const struct bench_result *r)
 {
@@ -79,6 +124,10 @@ static void print_json(const struct bench_options *o,
 	json_count("pipeline", o->pipeline);
 	json_count("objects", o->objects);
 	json_count("rate", o->rate);
+	json_count("nodes", o->nodes_n);
+	(void)printf(",\"through_one\":%s",
+		     o->through_one ? "true" : "false");
+	json_count("forwarded", o->forwarded);
 	json_number("seconds", r->elapsed_s, 3);
 	json_number("ops_per_s", r->ops_per_s, 1);
 	json_count("ok", r->ok);
@@ -98,9 +147,14 @@ static void print_json(const struct bench_options *o,
 	json_number("loop_stall_max_us", r->loop_stall_max_us, 0);
 	json_number("rss_bytes", r->rss_bytes, 0);
 	json_number("objects_resident", r->objects_resident, 0);
+	json_number("frames_per_op", r->frames_per_op, 3);
+	json_number("peer_frames_per_op", r->peer_frames_per_op, 3);
+	json_stages(r);
 	json_number("client_cpu_us_per_op", r->client_cpu_us_per_op, 3);
 	json_number("generator_late_us", r->generator_late_us, 0);
 	json_count("unsent", r->unsent);
+	(void)printf(",\"void\":%s", r->is_void ? "true" : "false");
+	json_count("hops", r->hops);
 	json_count("acked_total", r->acked_total);
 	json_count("unknown_total", r->unknown_total);
 	(void)printf("}\n");
@@ -114,6 +168,7 @@ struct bench_numbers {
 	uint64_t value_bytes;
 	uint64_t warm_ms;
 	uint64_t seconds;
+	uint64_t forwarded;
 };
 
 /* What is right for a work when nobody says otherwise. */
@@ -122,6 +177,7 @@ static void defaults(const struct bench_numbers *n, struct bench_options *o)
 	bool idle = o->work == BENCH_IDLE;
 	bool limits = o->work == BENCH_LIMIT_MEMORY ||
 		      o->work == BENCH_LIMIT_LAGGED ||
+		      o->work == BENCH_LIMIT_LEASED ||
 		      o->work == BENCH_LIMIT_COMMITTED;
 	uint32_t objects = idle ? 100000 : limits ? 16 : 1000;
 
@@ -132,6 +188,7 @@ static void defaults(const struct bench_numbers *n, struct bench_options *o)
 	o->value_bytes = (uint32_t)n->value_bytes;
 	o->warm_ms = (uint32_t)n->warm_ms;
 	o->seconds = (uint32_t)n->seconds;
+	o->forwarded = (uint32_t)n->forwarded;
 }
 
 /* The prefix as an address has it; random without one, so that runs do not meet
@@ -147,6 +204,16 @@ static char *prefix_of(const char *given)
 		given = text;
 	}
 	return cli_address("", given);
+}
+
+/* Of the calls that were refused or have an unknown outcome. */
+static void say_first(const struct detail *why)
+{
+	if (why->text[0] == '\0')
+		return;
+	(void)fputs("holdfast: bench: the first that failed: ", stderr);
+	out_text(stderr, why->text, strlen(why->text));
+	(void)fputc('\n', stderr);
 }
 
 static int bench_go(const struct cli *cli, struct bench_options *o,
@@ -170,6 +237,7 @@ static int bench_go(const struct cli *cli, struct bench_options *o,
 		if (!cli->json)
 			print_human(o, &r);
 		print_json(o, &r);
+		say_first(&why);
 	} else {
 		(void)fputs("holdfast: bench: ", stderr);
 		out_text(stderr, why.text, strlen(why.text));
@@ -184,13 +252,26 @@ static int bench_go(const struct cli *cli, struct bench_options *o,
 	return rc == RC_OK ? CLI_OK : CLI_REFUSED;
 }
 
+static void nodes_of(const struct cli_servers *servers,
+		     struct bench_options *o)
+{
+	const struct profile *f = &servers->profile;
+
+	for (o->nodes_n = 0; o->nodes_n < f->endpoints_n; o->nodes_n++) {
+		o->nodes[o->nodes_n].name = f->endpoints[o->nodes_n].name;
+		o->nodes[o->nodes_n].rpc = f->endpoints[o->nodes_n].rpc;
+	}
+	o->ca = f->ca;
+	o->cert = f->cert;
+	o->key = f->key;
+}
+
 static int bench_command(struct cli *cli, int argc, char **argv)
 {
 	struct bench_numbers n = {
 		.keys = 10000, .value_bytes = 128, .warm_ms = 500, .seconds = 5
 	};
 	struct bench_options o = { 0 };
-	char socket[SOCKET_BYTES_MAX];
 	const char *prefix = NULL;
 	const struct cli_opt opts[] = {
 		{ "clients", 0, CLI_NUMBER, &n.clients, 1, BENCH_CLIENTS_MAX,
@@ -213,41 +294,47 @@ static int bench_command(struct cli *cli, int argc, char **argv)
 		  "not measured before (500)" },
 		{ "keyed", 0, CLI_FLAG, &o.keyed, 0, 0, NULL,
 		  "writes carry idempotency keys" },
+		{ "through-one", 0, CLI_FLAG, &o.through_one, 0, 0, NULL,
+		  "all to the first node, which forwards" },
+		{ "forwarded", 0, CLI_NUMBER, &n.forwarded, 0, 100, "N",
+		  "N of 100 calls to a node that forwards (0)" },
 		CLI_OPT_END,
 	};
+	static struct cli_servers servers;
 	int code = cli_parse(cli, argc, argv, opts, 1, 1);
 
 	if (code != CLI_OK || cli->help)
 		return code;
 	if (!work_find(cli->args[0], &o.work))
 		return cli_usage(cli, "there is no work `%s'", cli->args[0]);
-	o.socket = cli->socket;
-	if (o.socket == NULL) {
-		if (holdfast_default_socket(socket, sizeof(socket)) !=
-		    HOLDFAST_OK)
-			return cli_usage(cli, "no path of a socket: set "
-					      "HOLDFAST_SOCKET");
-		o.socket = socket;
-	}
+	code = cli_servers(cli, &servers);
+	if (code != CLI_OK)
+		return code;
+	nodes_of(&servers, &o);
 	defaults(&n, &o);
 	return bench_go(cli, &o, prefix);
 }
 
 const struct cli_command cli_bench_command = {
 	"bench",
-	"Loads a server and measures it",
-	"bench WORK [--clients N] [--pipeline N] [--objects N] [--seconds N]\n",
+	"Loads a cluster or a server and measures it",
+	"bench WORK [--clients N] [--pipeline N] [--objects N] [--seconds N]\n"
+	"bench WORK --rate R [--clients N] [--pipeline N] [--forwarded N]\n",
 	"Works:\n"
 	"  null             ping: the server's least\n"
 	"  kv-put           durable writes\n"
 	"  kv-incr          durable increments of key `n'\n"
 	"  kv-get           linearizable reads\n"
-	"  limit-memory, limit-lagged, limit-committed\n"
+	"  limit-memory, limit-lagged, limit-leased, limit-committed\n"
 	"                   checks of rate limiters, nearly all allowed\n"
 	"  idle             makes objects and says what memory one takes\n\n"
 	"The last line is a JSON object. `ops_per_s' counts calls that were\n"
 	"acknowledged; `acked_total' counts warm-up and end as well. Latencies "
 	"are\nfrom the (intended) beginning of a call. With --prefix the "
-	"objects stay\nto be looked at.\n",
+	"objects stay\nto be looked at.\n"
+	"With --config each client has a connection to every node and asks the "
+	"owner;\n`hops' counts the calls that were sent on because it had "
+	"moved. With --rate a\nrun in which more than one call of 100 did not "
+	"begin is `void'.\n",
 	bench_command,
 };

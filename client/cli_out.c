@@ -2,6 +2,7 @@
  * What people see. Names and values come from other people: nothing of them
  * reaches a terminal as a control character.
  */
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -144,6 +145,15 @@ void out_human(FILE *f, struct pack_bytes v)
 		out_value(f, value);
 		(void)fputc('\n', f);
 	}
+}
+
+bool out_colours(void)
+{
+	const char *term = getenv("TERM");
+	const char *no = getenv("NO_COLOR");
+
+	return isatty(STDOUT_FILENO) != 0 && (no == NULL || no[0] == '\0') &&
+	       term != NULL && strcmp(term, "dumb") != 0;
 }
 
 void out_json(FILE *f, struct pack_bytes v)

@@ -5,14 +5,22 @@
  * how many bytes of a call have left, a broken connection raises no SIGPIPE in
  * somebody's program, and bytes go straight into the session's buffer. A loop
  * turn that made calls ends in one write, from the prepare handle.
+ * Each link of the session has at most one connection:
  *
- *   closed --connect()--> open --first answer--> greeted
- *     ^                     |                       |
- *     +---- after a pause --+-----------------------+  lost
+ *   RESOLVING --> CONNECTING --> SHAKING --> OPEN --first answer--> greeted
+ *   (a name)      (TCP)          (TLS)        |                        |
+ *       ^                                     |                        |
+ *       +------- after a pause, from any -----+------------------------+
+ *
+ * Over TLS one piece of plain bytes at a time is encrypted; it counts as taken
+ * when the first byte of it has gone out.
  */
 #include "client/holdfast.h"
 
 #include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,13 +28,16 @@
 #include <sys/queue.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 #include <uv.h>
 
 #include "client/check.h"
+#include "client/profile.h"
 #include "client/proto/json.h"
 #include "client/session.h"
+#include "client/tls.h"
 
 #define HOLDFAST_MAGIC     0x686f6c64u
 #define CONN_MAGIC         0x686c6e6bu
@@ -34,6 +45,10 @@
 #define NS_PER_MS          1000000u
 #define READS_PER_TURN     16
 #define CONNECT_DEFAULT_MS 5000u
+#define CIPHER_BYTES       65536u
+#define PIECE_BYTES        65536u /* Plain bytes that are encrypted at once. */
+#define USER_TIMEOUT_MS    5000   /* TCP: sent and not acknowledged. */
+#define PLACE_BYTES        PROFILE_TEXT_BYTES_MAX
 /* The struct of version 0.1. */
 #define REQUEST_BYTES_MIN \
 	(offsetof(struct holdfast_request, flags) + sizeof(unsigned))
@@ -42,13 +57,28 @@
 #define HOLDFAST_VERSION "0.1.0"
 #endif
 
+enum conn_state {
+	CONN_RESOLVING,
+	CONN_CONNECTING,
+	CONN_SHAKING,
+	CONN_OPEN,
+};
+
 /* One connection. It outlives its end until libuv has let go of it. */
 struct conn {
 	uint32_t magic;
-	int fd;
+	enum conn_state state;
+	uint32_t link;
+	int fd; /* -1: none. */
 	bool wants_write;
+	bool ended;  /* It is nobody's connection any more. */
+	bool polled; /* `poll` has to be closed. */
+	bool asked;  /* `resolve` is under way. */
 	struct holdfast *h;
+	struct tls *tls; /* NULL: none. */
+	size_t given;    /* Plain bytes in it of which none has left. */
 	uv_poll_t poll;
+	uv_getaddrinfo_t resolve;
 };
 
 /* Room for what an answer's strings point to. */
@@ -64,8 +94,9 @@ struct holdfast {
 	LIST_HEAD(, pending) pending;
 	bool own_loop;
 	bool closing;
-	bool lost;     /* Since `lost` was last cleared: once or more. */
+	bool lost;     /* Told so since a connection last stood. */
 	bool was_open; /* What the state callback was told last. */
+	uint32_t failed; /* Links that could not be made since then. */
 	enum rc lost_rc;
 	uint32_t open_handles;
 	uint64_t limit_ns; /* holdfast_connect() waits until then. */
@@ -73,7 +104,18 @@ struct holdfast {
 	uv_loop_t private_loop;
 	uv_prepare_t prepare;
 	uv_timer_t timer;
-	struct conn *conn;
+	struct conn *conn[SESSION_LINKS_MAX];
+	uint32_t attempts[SESSION_LINKS_MAX];
+	uint32_t places_n; /* Those that are given; others are learned. */
+	char places[SESSION_LINKS_MAX][PLACE_BYTES];
+	char names[SESSION_LINKS_MAX][PROFILE_NAME_BYTES_MAX + 1];
+	struct tls_context *tls; /* NULL: without. */
+	char *tls_files;         /* Paths of ca, cert, key. */
+	const char *ca;
+	const char *cert;
+	const char *key;
+	struct timespec tls_mtime;
+	uint8_t cipher[CIPHER_BYTES];
 	struct session *session;
 	holdfast_state_cb state;
 	void *state_arg;
@@ -87,7 +129,6 @@ struct holdfast {
 	struct holdfast_answer answer;
 	struct answer_text text;
 	struct detail why;
-	struct sockaddr_un addr;
 };
 
 struct holdfast_args {
@@ -442,10 +483,19 @@ char *holdfast_json(const struct holdfast_answer *a)
 	return text;
 }
 
-/* -------------------------------------------------------- the connection ---
+/* ------------------------------------------------------- the connections ---
  */
 
 static void client_turn(struct holdfast *h);
+
+static void client_release(struct holdfast *h)
+{
+	session_free(h->session);
+	tls_context_free(h->tls);
+	free(h->tls_files);
+	pack_w_release(&h->params);
+	pack_w_release(&h->kept);
+}
 
 /* The last thing of a handle. */
 static void client_handle_closed(struct holdfast *h)
@@ -459,9 +509,7 @@ static void client_handle_closed(struct holdfast *h)
 		return;
 	session_end(h->session);
 	CHECK(LIST_EMPTY(&h->pending));
-	session_free(h->session);
-	pack_w_release(&h->params);
-	pack_w_release(&h->kept);
+	client_release(h);
 	h->closed = true;
 	if (!h->own_loop) {
 		h->magic = 0;
@@ -471,16 +519,25 @@ static void client_handle_closed(struct holdfast *h)
 		cb(arg);
 }
 
-static void conn_closed(uv_handle_t *handle)
+static void conn_maybe_free(struct conn *c)
 {
-	struct conn *c = handle->data;
-	struct holdfast *h;
+	struct holdfast *h = c->h;
 
-	CHECK_OBJ(c, CONN_MAGIC);
-	h = c->h;
+	if (!c->ended || c->polled || c->asked)
+		return;
+	tls_free(c->tls);
 	c->magic = 0;
 	free(c);
 	client_handle_closed(h);
+}
+
+static void conn_closed(uv_handle_t *handle)
+{
+	struct conn *c = handle->data;
+
+	CHECK_OBJ(c, CONN_MAGIC);
+	c->polled = false;
+	conn_maybe_free(c);
 }
 
 static void handle_closed(uv_handle_t *handle)
@@ -488,35 +545,82 @@ static void handle_closed(uv_handle_t *handle)
 	client_handle_closed(handle->data);
 }
 
-static void conn_close(struct holdfast *h)
+static void conn_close(struct conn *c)
 {
-	struct conn *c = h->conn;
-
-	if (c == NULL)
-		return;
-	h->conn = NULL;
-	uv_close((uv_handle_t *)&c->poll, conn_closed);
-	(void)close(c->fd);
+	c->h->conn[c->link] = NULL;
+	c->ended = true;
+	if (c->polled)
+		uv_close((uv_handle_t *)&c->poll, conn_closed);
+	if (c->asked)
+		(void)uv_cancel((uv_req_t *)&c->resolve);
+	if (c->fd >= 0)
+		(void)close(c->fd);
 	c->fd = -1;
+	conn_maybe_free(c);
 }
 
-__attribute__((format(printf, 3, 4))) static void client_lost(
-	struct holdfast *h, enum rc rc, const char *format, ...)
+static void conns_close(struct holdfast *h)
 {
+	uint32_t i;
+
+	for (i = 0; i < SESSION_LINKS_MAX; i++)
+		if (h->conn[i] != NULL)
+			conn_close(h->conn[i]);
+}
+
+/* Where a link leads, for people. */
+static const char *place_of(const struct holdfast *h, uint32_t link)
+{
+	return link < h->places_n ? h->places[link]
+				  : session_link_rpc(h->session, link);
+}
+
+static bool any_greeted(const struct holdfast *h)
+{
+	uint32_t i;
+
+	for (i = 0; i < session_links(h->session); i++)
+		if (session_is_greeted(h->session, i))
+			return true;
+	return false;
+}
+
+/* Nobody is left, or nobody could be reached. */
+static void client_down(struct holdfast *h, uint32_t link, enum rc rc)
+{
+	uint32_t all = (1u << session_links(h->session)) - 1;
 	bool was_open = h->was_open;
+
+	h->failed |= 1u << link;
+	h->was_open = was_open && any_greeted(h);
+	if (rc != RC_IO || h->lost_rc == RC_OK)
+		h->lost_rc = rc;
+	if (h->was_open || (!was_open && (h->failed & all) != all))
+		return;
+	if (h->state != NULL && !h->closing && (was_open || !h->lost))
+		h->state(h->state_arg, 0, h->why.text);
+	h->lost = true;
+}
+
+__attribute__((format(printf, 4, 5))) static void client_lost(
+	struct holdfast *h, uint32_t link, enum rc rc, const char *format, ...)
+{
 	va_list ap;
 
 	memset(&h->why, 0, sizeof(h->why));
 	va_start(ap, format);
 	(void)vsnprintf(h->why.text, sizeof(h->why.text), format, ap);
 	va_end(ap);
-	conn_close(h);
-	session_lost(h->session, 0, uv_hrtime(), h->why.text);
-	h->was_open = false;
-	h->lost_rc = rc;
-	if (h->state != NULL && !h->closing && (was_open || !h->lost))
-		h->state(h->state_arg, 0, h->why.text);
-	h->lost = true;
+	if (h->conn[link] != NULL)
+		conn_close(h->conn[link]);
+	session_lost(h->session, link, uv_hrtime(), h->why.text);
+	client_down(h, link, rc);
+}
+
+static void conn_broke(struct conn *c, int error)
+{
+	client_lost(c->h, c->link, RC_IO, "the connection to %.160s broke: %s",
+		    place_of(c->h, c->link), strerror(error));
 }
 
 static void conn_event(uv_poll_t *poll, int status, int events);
@@ -532,150 +636,430 @@ static bool conn_watch(struct conn *c, bool wants_write)
 	return uv_poll_start(&c->poll, events, conn_event) == 0;
 }
 
-static void client_flush(struct holdfast *h)
+/* What is to be sent next; `n` 0: nothing now. False: the connection ended. */
+static bool conn_output(struct conn *c, const uint8_t **p, size_t *n)
 {
 	struct pack_bytes out;
-	ssize_t n;
 
-	while (h->conn != NULL) {
-		out = session_output(h->session, 0);
-		if (out.n == 0) {
-			(void)conn_watch(h->conn, false);
+	*n = 0;
+	if (c->tls != NULL) {
+		tls_output(c->tls, p, n);
+		if (*n > 0 || c->state != CONN_OPEN)
+			return true;
+	}
+	out = session_output(c->h->session, c->link);
+	if (c->tls == NULL || out.n == 0) {
+		*p = out.p;
+		*n = out.n;
+		return true;
+	}
+	c->given = out.n < PIECE_BYTES ? out.n : PIECE_BYTES;
+	if (tls_write(c->tls, out.p, c->given) != RC_OK) {
+		client_lost(c->h, c->link, RC_NOMEM,
+			    "out of memory for a call");
+		return false;
+	}
+	tls_output(c->tls, p, n);
+	return true;
+}
+
+static void conn_sent(struct conn *c, size_t n)
+{
+	size_t given = c->given;
+
+	if (c->tls == NULL) {
+		session_sent(c->h->session, c->link, n, uv_hrtime());
+		return;
+	}
+	tls_sent(c->tls, n);
+	c->given = 0;
+	if (given > 0)
+		session_sent(c->h->session, c->link, given, uv_hrtime());
+}
+
+static void conn_flush(struct conn *c)
+{
+	const uint8_t *p;
+	ssize_t k;
+	size_t n;
+
+	if (c->state < CONN_SHAKING)
+		return;
+	while (conn_output(c, &p, &n)) {
+		if (n == 0) {
+			(void)conn_watch(c, false);
 			return;
 		}
-		n = send(h->conn->fd, out.p, out.n,
-			 MSG_NOSIGNAL | MSG_DONTWAIT);
-		if (n > 0) {
-			session_sent(h->session, 0, (size_t)n, uv_hrtime());
-		} else if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
-			if (!conn_watch(h->conn, true))
-				client_lost(h, RC_IO,
-					    "cannot watch the connection");
+		k = send(c->fd, p, n, MSG_NOSIGNAL | MSG_DONTWAIT);
+		if (k > 0) {
+			conn_sent(c, (size_t)k);
+		} else if (k < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+			if (!conn_watch(c, true))
+				conn_broke(c, ENOMEM);
 			return;
 		} else if (errno != EINTR) {
 			/* What the server still said is read first. */
-			if (errno == EPIPE && !h->conn->wants_write &&
-			    conn_watch(h->conn, true))
+			if (errno == EPIPE && !c->wants_write &&
+			    conn_watch(c, true))
 				return;
-			client_lost(h, RC_IO, "the connection broke: %s",
-				    strerror(errno));
+			conn_broke(c, errno);
+			return;
 		}
 	}
-}
-
-/* True: there may be more to read. */
-static bool conn_read(struct holdfast *h)
-{
-	struct detail why = { 0 };
-	uint8_t *p;
-	size_t cap;
-	ssize_t n;
-	enum rc rc;
-
-	if (session_room(h->session, 0, &p, &cap) != RC_OK) {
-		client_lost(h, RC_NOMEM, "out of memory for an answer");
-		return false;
-	}
-	n = recv(h->conn->fd, p, cap, MSG_DONTWAIT);
-	if (n < 0) {
-		if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
-			client_lost(h, RC_IO, "the connection broke: %s",
-				    strerror(errno));
-		return false;
-	}
-	if (n == 0) {
-		client_lost(h, RC_IO, "the server closed the connection");
-		return false;
-	}
-	rc = session_input(h->session, 0, (size_t)n, uv_hrtime(), &why);
-	if (rc != RC_OK) {
-		client_lost(h, rc, "%s", why.text);
-		return false;
-	}
-	return (size_t)n == cap && h->conn != NULL;
 }
 
 static void client_greeted(struct holdfast *h)
 {
-	if (h->was_open || h->conn == NULL ||
-	    !session_is_greeted(h->session, 0))
+	if (h->was_open || !any_greeted(h))
 		return;
 	h->was_open = true;
 	h->lost = false;
+	h->lost_rc = RC_OK;
+	h->failed = 0;
 	if (h->state != NULL && !h->closing)
 		h->state(h->state_arg, 1, "");
+}
+
+/* False: the connection ended. */
+static bool conn_took(struct conn *c, size_t n)
+{
+	struct holdfast *h = c->h;
+	struct detail why = { 0 };
+	uint32_t link = c->link;
+	enum rc rc;
+
+	rc = session_input(h->session, link, n, uv_hrtime(), &why);
+	if (h->conn[link] != c)
+		return false; /* A callback has closed the handle. */
+	if (rc == RC_OK)
+		return true;
+	client_lost(h, link, rc, "%.160s: %s", place_of(h, link), why.text);
+	return false;
+}
+
+static bool conn_room(struct conn *c, uint8_t **p, size_t *cap)
+{
+	if (session_room(c->h->session, c->link, p, cap) == RC_OK)
+		return true;
+	client_lost(c->h, c->link, RC_NOMEM, "out of memory for an answer");
+	return false;
+}
+
+/* recv() whose errors have been dealt with. 0: nothing came. */
+static size_t conn_recv(struct conn *c, uint8_t *p, size_t cap)
+{
+	ssize_t n = recv(c->fd, p, cap, MSG_DONTWAIT);
+
+	if (n > 0)
+		return (size_t)n;
+	if (n == 0)
+		client_lost(c->h, c->link, RC_IO,
+			    "%.160s closed the connection",
+			    place_of(c->h, c->link));
+	else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
+		conn_broke(c, errno);
+	return 0;
+}
+
+static void conn_opened(struct conn *c)
+{
+	c->state = CONN_OPEN;
+	session_opened(c->h->session, c->link, uv_hrtime());
+}
+
+/* The handshake says that the other side is of our certificate authority; it
+ * must be a node, of our cluster: spiffe://CLUSTER/node/ID. */
+static bool tls_is_node(const struct holdfast *h, const struct tls *t)
+{
+	const char *ours = tls_context_uri(h->tls);
+	const char *theirs = tls_uri(t);
+	const char *end = strchr(ours + strlen("spiffe://"), '/');
+	size_t n;
+
+	/* That both begin with the scheme, the handshake has seen to. */
+	if (end == NULL)
+		return false;
+	n = (size_t)(end - ours);
+	return strncmp(ours, theirs, n) == 0 &&
+	       strncmp(theirs + n, "/node/", 6) == 0;
+}
+
+/* What TLS has decrypted. False: the connection ended. */
+static bool conn_plain(struct conn *c)
+{
+	uint8_t *p;
+	size_t cap;
+	size_t n;
+
+	while (c->state == CONN_OPEN) {
+		if (!conn_room(c, &p, &cap))
+			return false;
+		n = tls_read(c->tls, p, cap);
+		if (n == 0)
+			break;
+		if (!conn_took(c, n))
+			return false;
+	}
+	if (!tls_ended(c->tls))
+		return true;
+	client_lost(c->h, c->link, RC_IO, "%.160s closed the connection",
+		    place_of(c->h, c->link));
+	return false;
+}
+
+static bool conn_ciphers(struct conn *c, const uint8_t *p, size_t n)
+{
+	struct holdfast *h = c->h;
+	struct detail why = { 0 };
+	const uint8_t *alert;
+	enum rc rc = tls_input(c->tls, p, n, &why);
+
+	if (rc != RC_OK) {
+		/* It may tell why; whether that arrives does not matter. */
+		tls_output(c->tls, &alert, &n);
+		(void)!send(c->fd, alert, n, MSG_NOSIGNAL | MSG_DONTWAIT);
+		client_lost(h, c->link, rc, "%.100s: %s", place_of(h, c->link),
+			    why.text);
+		return false;
+	}
+	if (c->state == CONN_SHAKING && tls_ready(c->tls)) {
+		if (!tls_is_node(h, c->tls)) {
+			client_lost(h, c->link, RC_DENIED,
+				    "%.100s is no node of our cluster but "
+				    "%.120s",
+				    place_of(h, c->link), tls_uri(c->tls));
+			return false;
+		}
+		conn_opened(c);
+	}
+	return conn_plain(c);
+}
+
+/* True: there may be more to read. */
+static bool conn_read(struct conn *c)
+{
+	uint8_t *p;
+	size_t cap;
+	size_t n;
+
+	if (c->tls != NULL) {
+		n = conn_recv(c, c->h->cipher, CIPHER_BYTES);
+		return n > 0 && conn_ciphers(c, c->h->cipher, n) &&
+		       n == CIPHER_BYTES;
+	}
+	if (!conn_room(c, &p, &cap))
+		return false;
+	n = conn_recv(c, p, cap);
+	return n > 0 && conn_took(c, n) && n == cap;
+}
+
+static void conn_connected(struct conn *c)
+{
+	socklen_t n = sizeof(int);
+	int error = 0;
+
+	if (getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &n) != 0)
+		error = errno;
+	if (error != 0) {
+		client_lost(c->h, c->link, RC_IO, "cannot connect to %.160s: %s",
+			    place_of(c->h, c->link), strerror(error));
+		return;
+	}
+	c->state = CONN_SHAKING;
+	c->wants_write = true; /* As it is watched until now. */
+	/* The handshake begins by itself: the first output is there. */
 }
 
 static void conn_event(uv_poll_t *poll, int status, int events)
 {
 	struct conn *c = poll->data;
 	struct holdfast *h;
+	uint32_t link;
 	int reads = READS_PER_TURN;
 
 	CHECK_OBJ(c, CONN_MAGIC);
 	h = c->h;
-	if (h->conn != c)
+	link = c->link;
+	if (h->conn[link] != c)
 		return;
-	if (status < 0) {
-		client_lost(h, RC_IO, "the connection broke: %s",
-			    uv_strerror(status));
+	if (c->state == CONN_CONNECTING) {
+		conn_connected(c);
+	} else if (status < 0) {
+		conn_broke(c, -status);
 	} else if ((events & UV_READABLE) != 0) {
-		while (reads-- > 0 && conn_read(h))
+		while (reads-- > 0 && conn_read(c))
 			;
 		client_greeted(h);
 	}
 	client_turn(h);
 }
 
-static bool conn_open(struct holdfast *h, int fd)
+static bool conn_poll(struct conn *c, int events)
 {
-	struct conn *c = calloc(1, sizeof(*c));
-
-	if (c == NULL)
+	if (uv_poll_init(c->h->loop, &c->poll, c->fd) != 0)
 		return false;
-	c->magic = CONN_MAGIC;
-	c->fd = fd;
-	c->h = h;
 	c->poll.data = c;
-	if (uv_poll_init(h->loop, &c->poll, fd) != 0) {
-		free(c);
-		return false;
-	}
-	c->poll.data = c;
-	h->open_handles++;
-	h->conn = c;
-	if (uv_poll_start(&c->poll, UV_READABLE, conn_event) != 0) {
-		h->conn = NULL;
-		uv_close((uv_handle_t *)&c->poll, conn_closed);
-		return false;
-	}
-	return true;
+	c->polled = true;
+	return uv_poll_start(&c->poll, events, conn_event) == 0;
 }
 
-static void client_connect(struct holdfast *h)
+static void conn_socket(struct conn *c, const struct sockaddr *addr,
+			socklen_t addr_bytes)
 {
-	int fd;
+	struct holdfast *h = c->h;
+	bool tcp = addr->sa_family != AF_UNIX;
+	int timeout_ms = USER_TIMEOUT_MS;
+	int one = 1;
+	int e;
 
-	session_opening(h->session, 0);
-	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	if (fd < 0) {
-		client_lost(h, RC_IO, "cannot open a socket: %s",
+	c->fd = socket(addr->sa_family,
+		       SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	if (c->fd < 0) {
+		client_lost(h, c->link, RC_IO, "cannot open a socket: %s",
 			    strerror(errno));
 		return;
 	}
-	if (connect(fd, (const struct sockaddr *)&h->addr, sizeof(h->addr)) !=
-	    0) {
-		client_lost(h, RC_IO, "cannot connect to %s: %s",
-			    h->addr.sun_path, strerror(errno));
-		(void)close(fd);
+	if (tcp) {
+		(void)setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one,
+				 sizeof(one));
+		(void)setsockopt(c->fd, IPPROTO_TCP, TCP_USER_TIMEOUT,
+				 &timeout_ms, sizeof(timeout_ms));
+		(void)setsockopt(c->fd, SOL_SOCKET, SO_KEEPALIVE, &one,
+				 sizeof(one));
+	}
+	e = connect(c->fd, addr, addr_bytes);
+	if (e != 0 && !(tcp && errno == EINPROGRESS)) {
+		client_lost(h, c->link, RC_IO, "cannot connect to %.160s: %s",
+			    place_of(h, c->link), strerror(errno));
 		return;
 	}
-	if (!conn_open(h, fd)) {
-		(void)close(fd);
-		client_lost(h, RC_NOMEM, "cannot watch the connection");
+	if ((tcp && tls_new(h->tls, false, &c->tls) != RC_OK) ||
+	    !conn_poll(c, UV_READABLE | (tcp ? UV_WRITABLE : 0))) {
+		client_lost(h, c->link, RC_NOMEM,
+			    "cannot watch the connection");
 		return;
 	}
-	session_opened(h->session, 0, uv_hrtime());
+	if (tcp)
+		c->state = CONN_CONNECTING;
+	else
+		conn_opened(c);
+}
+
+/* One address after the other, from try to try. */
+static void conn_resolved(uv_getaddrinfo_t *resolve, int status,
+			  struct addrinfo *list)
+{
+	struct conn *c = resolve->data;
+	struct addrinfo *a;
+	struct holdfast *h;
+	uint32_t n = 0;
+
+	CHECK_OBJ(c, CONN_MAGIC);
+	h = c->h;
+	c->asked = false;
+	if (c->ended) {
+		uv_freeaddrinfo(list);
+		conn_maybe_free(c);
+		return;
+	}
+	for (a = list; a != NULL; a = a->ai_next)
+		n++;
+	if (status != 0 || n == 0) {
+		client_lost(h, c->link, RC_IO, "cannot find %.160s: %s",
+			    place_of(h, c->link), uv_strerror(status));
+	} else {
+		n = h->attempts[c->link]++ % n;
+		for (a = list; n > 0; n--)
+			a = a->ai_next;
+		conn_socket(c, a->ai_addr, a->ai_addrlen);
+	}
+	uv_freeaddrinfo(list);
+	client_turn(h);
+}
+
+static void conn_resolve(struct conn *c, const char *host, const char *port)
+{
+	struct addrinfo hints = { .ai_socktype = SOCK_STREAM,
+				  .ai_flags = AI_ADDRCONFIG };
+	struct sockaddr_in6 in6 = { 0 };
+	struct sockaddr_in in4 = { 0 };
+	int number = atoi(port);
+
+	if (uv_ip4_addr(host, number, &in4) == 0) {
+		conn_socket(c, (struct sockaddr *)&in4, sizeof(in4));
+		return;
+	}
+	if (uv_ip6_addr(host, number, &in6) == 0) {
+		conn_socket(c, (struct sockaddr *)&in6, sizeof(in6));
+		return;
+	}
+	c->asked = true;
+	c->resolve.data = c;
+	if (uv_getaddrinfo(c->h->loop, &c->resolve, conn_resolved, host, port,
+			   &hints) != 0) {
+		c->asked = false;
+		client_lost(c->h, c->link, RC_NOMEM, "cannot look up %.160s",
+			    host);
+	}
+}
+
+static void conn_begin(struct conn *c, const char *place)
+{
+	struct sockaddr_un un = { .sun_family = AF_UNIX };
+	char host[256];
+	char port[6];
+
+	if (strchr(place, '/') != NULL) {
+		(void)snprintf(un.sun_path, sizeof(un.sun_path), "%s", place);
+		conn_socket(c, (struct sockaddr *)&un, sizeof(un));
+	} else if (profile_host_port(place, host, sizeof(host), port) !=
+		   RC_OK) {
+		client_lost(c->h, c->link, RC_INVALID,
+			    "`%.160s' is no host:port", place);
+	} else if (c->h->tls == NULL) {
+		client_lost(c->h, c->link, RC_INVALID,
+			    "%.160s needs a certificate: none is given", place);
+	} else {
+		conn_resolve(c, host, port);
+	}
+}
+
+/* A certificate that was renewed counts for connections from here on; one that
+ * cannot be read leaves us with that we have. */
+static void client_renew(struct holdfast *h)
+{
+	struct tls_context *fresh;
+	struct stat st;
+
+	if (h->tls == NULL || stat(h->cert, &st) != 0 ||
+	    (st.st_mtim.tv_sec == h->tls_mtime.tv_sec &&
+	     st.st_mtim.tv_nsec == h->tls_mtime.tv_nsec))
+		return;
+	if (tls_context_new(h->ca, h->cert, h->key, &fresh, NULL) != RC_OK)
+		return;
+	h->tls_mtime = st.st_mtim;
+	tls_context_free(h->tls);
+	h->tls = fresh;
+}
+
+static void client_connect(struct holdfast *h, uint32_t link)
+{
+	struct conn *c = calloc(1, sizeof(*c));
+
+	session_opening(h->session, link);
+	if (c == NULL) {
+		client_lost(h, link, RC_NOMEM, "out of memory to connect");
+		return;
+	}
+	c->magic = CONN_MAGIC;
+	c->state = CONN_RESOLVING;
+	c->link = link;
+	c->fd = -1;
+	c->h = h;
+	h->conn[link] = c;
+	h->open_handles++;
+	client_renew(h);
+	conn_begin(c, place_of(h, link));
 }
 
 /* ---------------------------------------------------------------- turns --- */
@@ -707,18 +1091,28 @@ static void client_arm(struct holdfast *h)
 	(void)uv_timer_start(&h->timer, client_timer, ms, 0);
 }
 
+static void link_turn(struct holdfast *h, uint32_t link, uint64_t now)
+{
+	if (session_is_stale(h->session, link))
+		client_lost(h, link, RC_TIMEOUT, "no answer of %.160s",
+			    place_of(h, link));
+	if (!h->closing && session_wants_link(h->session, link, now))
+		client_connect(h, link);
+	if (!h->closing && h->conn[link] != NULL)
+		conn_flush(h->conn[link]);
+}
+
 /* What is due is ended, what waits is sent, then the timer is set. */
 static void client_turn(struct holdfast *h)
 {
 	uint64_t now = uv_hrtime();
+	uint32_t i;
 
 	if (h->closing)
 		return;
 	session_tick(h->session, now);
-	if (!h->closing && session_wants_link(h->session, 0, now))
-		client_connect(h);
-	if (!h->closing)
-		client_flush(h);
+	for (i = 0; !h->closing && i < session_links(h->session); i++)
+		link_turn(h, i, now);
 	if (!h->closing)
 		client_arm(h);
 }
@@ -761,38 +1155,153 @@ int holdfast_default_socket(char *out, size_t out_bytes)
 	return n > 0 && (size_t)n < out_bytes ? HOLDFAST_OK : HOLDFAST_INVALID;
 }
 
-static int client_address(struct holdfast *h, const char *path,
-			  struct detail *why)
+static int place_add(struct holdfast *h, const char *place, const char *name,
+		     struct detail *why)
 {
-	size_t n = path != NULL ? strlen(path) : 0;
+	size_t path_max = sizeof(((struct sockaddr_un *)0)->sun_path);
+	size_t n = strlen(place);
+	char host[256];
+	char port[6];
 
-	h->addr.sun_family = AF_UNIX;
-	if (path == NULL) {
-		if (holdfast_default_socket(h->addr.sun_path,
-					    sizeof(h->addr.sun_path)) !=
-		    HOLDFAST_OK)
-			return (int)detail_set(
-				why, RC_INVALID, "socket",
-				"no path of a socket: set HOLDFAST_SOCKET");
-		return HOLDFAST_OK;
-	}
-	if (n == 0 || n >= sizeof(h->addr.sun_path))
+	if (h->places_n == SESSION_LINKS_MAX)
+		return (int)detail_set(why, RC_INVALID, "endpoints",
+				       "there are at most %u endpoints",
+				       SESSION_LINKS_MAX);
+	if (strchr(place, '/') == NULL &&
+	    profile_host_port(place, host, sizeof(host), port) != RC_OK)
+		return (int)detail_set(why, RC_INVALID, "endpoints",
+				       "`%.100s' is neither host:port nor the "
+				       "path of a socket",
+				       place);
+	if (n >= PLACE_BYTES || (strchr(place, '/') != NULL && n >= path_max))
 		return (int)detail_set(
 			why, RC_INVALID, "socket",
 			"the path of a socket has 1 to %zu bytes",
-			sizeof(h->addr.sun_path) - 1);
-	memcpy(h->addr.sun_path, path, n);
+			path_max - 1);
+	memcpy(h->places[h->places_n], place, n + 1);
+	memcpy(h->names[h->places_n], name, strlen(name) + 1);
+	h->places_n++;
 	return HOLDFAST_OK;
+}
+
+/* A path without a slash is one all the same. */
+static int socket_add(struct holdfast *h, const char *path, struct detail *why)
+{
+	char text[PLACE_BYTES];
+
+	if (path[0] == '\0' || strlen(path) + 3 > sizeof(text))
+		return (int)detail_set(why, RC_INVALID, "socket",
+				       "the path of a socket has 1 to %zu bytes",
+				       sizeof(((struct sockaddr_un *)0)
+						      ->sun_path) -
+					       1);
+	(void)snprintf(text, sizeof(text), "%s%s",
+		       strchr(path, '/') != NULL ? "" : "./", path);
+	return place_add(h, text, "", why);
+}
+
+static int tls_load(struct holdfast *h, const char *ca, const char *cert,
+		    const char *key, struct detail *why)
+{
+	size_t n[3] = { strlen(ca) + 1, strlen(cert) + 1, strlen(key) + 1 };
+	struct stat st;
+	char *p;
+
+	h->tls_files = malloc(n[0] + n[1] + n[2]);
+	if (h->tls_files == NULL)
+		return HOLDFAST_NO_MEMORY;
+	p = h->tls_files;
+	h->ca = memcpy(p, ca, n[0]);
+	h->cert = memcpy(p + n[0], cert, n[1]);
+	h->key = memcpy(p + n[0] + n[1], key, n[2]);
+	if (stat(h->cert, &st) == 0)
+		h->tls_mtime = st.st_mtim;
+	return code_of(tls_context_new(h->ca, h->cert, h->key, &h->tls, why));
+}
+
+static int places_from_file(struct holdfast *h, const char *path,
+			    struct detail *why)
+{
+	struct profile *f = malloc(sizeof(*f));
+	int code = HOLDFAST_NO_MEMORY;
+	enum rc rc = RC_NOMEM;
+	size_t i;
+
+	if (f != NULL)
+		rc = profile_read(path, f, why);
+	if (rc == RC_OK)
+		code = HOLDFAST_OK;
+	else if (rc != RC_NOMEM)
+		code = HOLDFAST_INVALID;
+	for (i = 0; code == HOLDFAST_OK && i < f->endpoints_n; i++)
+		code = place_add(h, f->endpoints[i].rpc, f->endpoints[i].name,
+				 why);
+	if (code == HOLDFAST_OK && f->ca[0] != '\0')
+		code = tls_load(h, f->ca, f->cert, f->key, why);
+	free(f);
+	return code;
+}
+
+static int places_given(struct holdfast *h, const struct holdfast_options *o,
+			struct detail *why)
+{
+	bool tcp = false;
+	int code = HOLDFAST_OK;
+	size_t i;
+
+	for (i = 0; i < o->endpoints_n && code == HOLDFAST_OK; i++) {
+		tcp = tcp || strchr(o->endpoints[i], '/') == NULL;
+		code = place_add(h, o->endpoints[i], "", why);
+	}
+	if (code != HOLDFAST_OK || (!tcp && o->ca == NULL))
+		return code;
+	if (o->ca == NULL || o->cert == NULL || o->key == NULL)
+		return (int)detail_set(why, RC_INVALID, "ca",
+				       "endpoints over TCP need ca, cert and "
+				       "key");
+	return tls_load(h, o->ca, o->cert, o->key, why);
+}
+
+static int client_places(struct holdfast *h, const struct holdfast_options *o,
+			 struct detail *why)
+{
+	const char *config = o->config;
+	char path[PLACE_BYTES];
+
+	if (o->socket != NULL)
+		return socket_add(h, o->socket, why);
+	if (o->endpoints_n > 0)
+		return places_given(h, o, why);
+	if (config == NULL)
+		config = getenv("HOLDFAST_CONFIG");
+	if (config != NULL && config[0] != '\0')
+		return places_from_file(h, config, why);
+	if (holdfast_default_socket(path, sizeof(path)) != HOLDFAST_OK)
+		return (int)detail_set(why, RC_INVALID, "socket",
+				       "no path of a socket: set "
+				       "HOLDFAST_SOCKET");
+	return socket_add(h, path, why);
 }
 
 static int client_session(struct holdfast *h, const struct holdfast_options *o,
 			  struct detail *why)
 {
+	const char *rpcs[SESSION_LINKS_MAX];
+	const char *nodes[SESSION_LINKS_MAX];
 	struct session_options so = { .calls_max = o->calls_max,
+				      .links = h->places_n,
+				      .learn = h->tls != NULL && o->only == 0,
+				      .rpcs = rpcs,
+				      .nodes = nodes,
 				      .greet =
 					      "libholdfast " HOLDFAST_VERSION };
+	uint32_t i;
 	enum rc rc;
 
+	for (i = 0; i < h->places_n; i++) {
+		rpcs[i] = h->places[i];
+		nodes[i] = h->names[i];
+	}
 	if (getrandom(&so.seed, sizeof(so.seed), GRND_NONBLOCK) < 0)
 		so.seed = uv_hrtime() ^ (uint64_t)getpid();
 	rc = session_new(&so, &h->session);
@@ -817,10 +1326,11 @@ static int client_new(const struct holdfast_options *o, struct holdfast **out,
 	h->state_arg = o->state_arg;
 	pack_w_init(&h->params, SESSION_REQUEST_BYTES_MAX);
 	pack_w_init(&h->kept, SESSION_FRAME_BYTES_MAX);
-	code = client_address(h, o->socket, why);
+	code = client_places(h, o, why);
 	if (code == HOLDFAST_OK)
 		code = client_session(h, o, why);
 	if (code != HOLDFAST_OK) {
+		client_release(h);
 		free(h);
 		return code;
 	}
@@ -884,8 +1394,11 @@ static int client_await_greeting(struct holdfast *h, uint32_t connect_ms)
 		return HOLDFAST_OK;
 	if (!h->lost)
 		(void)detail_set(&h->why, RC_DEADLINE, NULL,
-				 "%s: no answer within %u ms", h->addr.sun_path,
+				 "%s%s: no answer within %u ms", h->places[0],
+				 h->places_n > 1 ? " and others" : "",
 				 connect_ms);
+	if (h->lost && h->lost_rc == RC_NOMEM)
+		return HOLDFAST_NO_MEMORY;
 	return h->lost && h->lost_rc == RC_VERSION ? HOLDFAST_UNSUPPORTED
 						   : HOLDFAST_UNREACHABLE;
 }
@@ -901,7 +1414,7 @@ int holdfast_connect(const struct holdfast_options *o, struct holdfast **out,
 	if (options_read(o, &all))
 		code = client_new(&all, &h, &detail);
 	if (code == HOLDFAST_OK && uv_loop_init(&h->private_loop) != 0) {
-		session_free(h->session);
+		client_release(h);
 		free(h);
 		h = NULL;
 		code = HOLDFAST_NO_MEMORY;
@@ -938,7 +1451,7 @@ void holdfast_close(struct holdfast *h, holdfast_close_cb cb, void *arg)
 	h->closing = true;
 	h->close_cb = cb;
 	h->close_arg = arg;
-	conn_close(h);
+	conns_close(h);
 	uv_close((uv_handle_t *)&h->prepare, handle_closed);
 	uv_close((uv_handle_t *)&h->timer, handle_closed);
 	if (!h->own_loop)
@@ -1120,6 +1633,9 @@ int holdfast_call_wait(struct holdfast *h, const struct holdfast_request *r,
 	CHECK_OBJ(h, HOLDFAST_MAGIC);
 	PRE(h->own_loop && !h->waiting);
 	h->wait_meta = (r->flags & HOLDFAST_META) != 0;
+	/* The loop stood still since the last call: a connection that was lost
+	 * meanwhile must not be what this call is sent on. */
+	(void)uv_run(h->loop, UV_RUN_NOWAIT);
 	rc = client_call(h, r, wait_answered, h, NULL);
 	if (rc != RC_OK) {
 		answer_local(h, rc);

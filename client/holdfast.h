@@ -112,16 +112,25 @@ HOLDFAST_API const char *holdfast_code_name(int code);
 /* ---------------------------------------------------------------- handles ---
  */
 
-/* Told when a connection stands (1) or is lost or cannot be made (0, with a
- * sentence). */
+/* Told when the first connection to a server stands (1), and when the last one
+ * is lost or none can be made (0, with a sentence). */
 typedef void (*holdfast_state_cb)(void *arg, int connected, const char *why);
 
-/* Zero or NULL stands for the default of each. */
+/*
+ * Zero or NULL stands for the default of each.
+ *
+ * Where the servers are is said by the first of these that is there: `socket`,
+ * `endpoints`, `config`, the environment's HOLDFAST_CONFIG (as `config`) and
+ * HOLDFAST_SOCKET (as `socket`), else holdfast.sock in the user's state
+ * directory, holdfast/ below $XDG_STATE_HOME or ~/.local/state.
+ *
+ * With several servers, or one that is reached over TCP, the handle connects to
+ * all members of the cluster, learns which of them owns which object, and calls
+ * that one; while it cannot, another one that passes the call on.
+ */
 struct holdfast_options {
 	size_t size;
-	/* Path of the server's socket. Default: $HOLDFAST_SOCKET, else
-	 * holdfast.sock in the user's state directory, holdfast/ below
-	 * $XDG_STATE_HOME or ~/.local/state. */
+	/* Path of one server's Unix socket. */
 	const char *socket;
 	/* Calls without an answer; 1 to 65,536, default 4,096. Another one is
 	 * HOLDFAST_OVERLOADED. */
@@ -131,14 +140,31 @@ struct holdfast_options {
 	/* Asynchronous handles only. */
 	holdfast_state_cb state;
 	void *state_arg;
+	/* Path of a client.yaml (client/profile.h): endpoints, and ca, cert and
+	 * key. */
+	const char *config;
+	/* Or these: "host:port", "[address]:port" or the path of a Unix socket,
+	 * at most 8. */
+	const char *const *endpoints;
+	size_t endpoints_n;
+	/* With endpoints that are reached over TCP, PEM files: the cluster's
+	 * certificate, ours and its key. They are read again when a connection
+	 * is made after the certificate's file has changed. */
+	const char *ca;
+	const char *cert;
+	const char *key;
+	/* 1: these servers alone, not the members that they name. */
+	int only;
 };
-#define HOLDFAST_OPTIONS                                                \
-	{                                                               \
-		sizeof(struct holdfast_options), NULL, 0, 0, NULL, NULL \
+#define HOLDFAST_OPTIONS                                                  \
+	{                                                                 \
+		sizeof(struct holdfast_options), NULL, 0, 0, NULL, NULL,  \
+			NULL, NULL, 0, NULL, NULL, NULL, 0                \
 	}
 
 /*
- * The path that is used when options name none, in `out`: HOLDFAST_OK, or
+ * The socket's path that is used when options name no server, in `out`; whether
+ * the environment has a HOLDFAST_CONFIG is not looked at. HOLDFAST_OK, or
  * HOLDFAST_INVALID when it does not fit `out_bytes` or the environment has no
  * home directory.
  */
@@ -212,9 +238,9 @@ HOLDFAST_API int holdfast_args_raw(struct holdfast_args *a, const char *key,
 /* Bits of holdfast_request.flags. */
 #define HOLDFAST_META 1u /* Ask for shard, term and index. */
 #define HOLDFAST_ONCE 2u /* Never send it a second time. */
-#define HOLDFAST_REDIRECT                                  \
-	4u /* A node that does not own the object says who \
-	    * does instead of forwarding. */
+#define HOLDFAST_REDIRECT                               \
+	4u /* Never let a node pass it on: with one     \
+	    * server the answer is HOLDFAST_NOT_OWNER. */
 
 /* Begin with HOLDFAST_CALL or HOLDFAST_RPC. */
 struct holdfast_request {

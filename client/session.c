@@ -9,6 +9,7 @@
  *               |  |      again: WAITING          PAUSED
  *               |  |                                |
  *               +--|------------- due --------------+
+ *               |  |   (at once: refused by a node that names the owner)
  *                  v
  *                ENDING: its end is known and waits for the next tick
  *
@@ -26,6 +27,7 @@
 
 #include "client/check.h"
 #include "client/proto/method.h"
+#include "client/routes.h"
 
 #define NS_PER_MS            1000000u
 #define HEAP_NONE            UINT32_MAX
@@ -37,6 +39,12 @@
 #define CONNECT_PAUSE_MAX_MS 1000u
 #define RETRY_PAUSE_MS       10u
 #define RETRY_PAUSE_MAX_MS   1000u
+#define MOVE_PAUSE_MAX_MS    160u /* An election takes a few of these. */
+#define HOPS_MAX             2u   /* From refusal to refusal without a pause. */
+#define PROBE_EVERY          16u
+#define LATE_MS              250u
+
+_Static_assert(SESSION_LINKS_MAX <= ROUTES_NODES_MAX, "a link is a node");
 
 enum call_state {
 	CALL_FREE,
@@ -64,6 +72,10 @@ struct call {
 	uint32_t id;     /* SENT: of this try. */
 	uint32_t link;   /* SENT: where. */
 	uint32_t shun;   /* A link that does not own the object, plus 1. */
+	uint32_t hops;   /* From owner to owner since the last pause. */
+	uint64_t seq;    /* In the order they were started. */
+	uint64_t hash;   /* Of the address; routes.h. */
+	struct route *route; /* SENT: it is counted there; NULL: nowhere. */
 	uint64_t from;   /* SENT: where its frame begins among the link's. */
 	uint64_t due_ns; /* When something happens without an answer. */
 	uint64_t deadline_ns;
@@ -75,6 +87,8 @@ struct call {
 	bool is_call;
 	bool keyed; /* May be sent again whatever became of it. */
 	bool once;
+	bool asked;    /* SENT: the node refuses when it is not the owner. */
+	bool redirect; /* Its caller does not want it forwarded. */
 	bool cancelled;
 	bool maybe;       /* A try before this one may have happened. */
 	uint32_t options; /* Pairs in `body` from `options_at` on. */
@@ -91,9 +105,19 @@ struct call {
 TAILQ_HEAD(call_list, call);
 
 struct link {
+	char rpc[SESSION_RPC_BYTES_MAX];
+	char node[SESSION_NODE_BYTES_MAX + 1]; /* "": not known yet. */
+	char id[24]; /* Of the node, in digits; "": not known yet. */
+	char cluster[40];
+	bool learned; /* From hello. */
 	bool open;
 	bool opening; /* The transport is at it. */
 	bool greeted;
+	bool pinged;         /* Since it was heard last. */
+	bool stale;          /* Nothing came all the same. */
+	uint64_t opening_ns; /* Since when. */
+	uint64_t heard_ns;   /* Or since when we wait to hear. */
+	uint64_t pinged_ns;
 	uint32_t failures;   /* To connect, in a row. */
 	uint64_t connect_ns; /* When it may be tried again. */
 	struct call_list sent;
@@ -123,6 +147,12 @@ struct session {
 	uint32_t in_flight_max;
 	uint32_t tries_max;
 	uint32_t hellos;
+	uint32_t probes;
+	uint64_t seq;
+	uint64_t now_ns; /* When we were called last. */
+	uint64_t hold_due_ns;
+	struct routes *routes; /* NULL: never more than one link. */
+	bool learn;
 	uint64_t random;
 	bool ended;
 	bool inside; /* A callback runs. */
@@ -248,6 +278,9 @@ static void call_unlist(struct session *s, struct call *c)
 		TAILQ_REMOVE(&l->sent, c, entry);
 		l->in_flight--;
 		c->id = 0;
+		if (c->route != NULL && --c->route->in_flight == 0)
+			c->route->hold_ns = 0;
+		c->route = NULL;
 	}
 }
 
@@ -358,10 +391,46 @@ static uint32_t or_default(uint32_t v, uint32_t otherwise)
 	return v != 0 ? v : otherwise;
 }
 
+static void copy_text(char *out, size_t cap, struct pack_bytes b)
+{
+	size_t n = b.n < cap ? b.n : 0; /* All of it or nothing. */
+
+	if (n > 0)
+		memcpy(out, b.p, n);
+	out[n] = '\0';
+}
+
+/* There is a choice where a call goes. */
+static bool session_routes(const struct session *s)
+{
+	return s->routes != NULL && s->links > 1;
+}
+
+static void session_links_init(struct session *s,
+			       const struct session_options *o)
+{
+	struct link *l;
+	uint32_t i;
+
+	/* Clients that know nothing begin at different nodes. */
+	if (o->rpcs != NULL)
+		s->now_link = (uint32_t)(session_random(s) % s->links);
+	for (i = 0; i < SESSION_LINKS_MAX; i++) {
+		l = &s->link[i];
+		TAILQ_INIT(&l->sent);
+		pack_w_init(&l->out, SESSION_OUT_BYTES_MAX);
+		if (i < s->links && o->rpcs != NULL)
+			copy_text(l->rpc, sizeof(l->rpc),
+				  text_bytes(o->rpcs[i]));
+		if (i < s->links && o->nodes != NULL)
+			copy_text(l->node, sizeof(l->node),
+				  text_bytes(o->nodes[i]));
+	}
+}
+
 enum rc session_new(const struct session_options *o, struct session **out)
 {
 	struct session *s;
-	uint32_t i;
 
 	if (o->links > SESSION_LINKS_MAX || o->calls_max > SESSION_CALLS_MAX)
 		return RC_INVALID;
@@ -375,12 +444,13 @@ enum rc session_new(const struct session_options *o, struct session **out)
 	s->tries_max = or_default(o->tries_max, SESSION_TRIES_DEFAULT);
 	s->random = o->seed;
 	s->greet = o->greet;
+	s->learn = o->learn;
+	s->hold_due_ns = UINT64_MAX;
 	TAILQ_INIT(&s->waiting);
-	for (i = 0; i < s->links; i++) {
-		TAILQ_INIT(&s->link[i].sent);
-		pack_w_init(&s->link[i].out, SESSION_OUT_BYTES_MAX);
-	}
-	if (session_slots(s) != RC_OK) {
+	session_links_init(s, o);
+	if (session_slots(s) != RC_OK ||
+	    ((s->links > 1 || s->learn) &&
+	     routes_new(s->random, o->addresses_max, &s->routes) != RC_OK)) {
 		session_free(s);
 		return RC_NOMEM;
 	}
@@ -396,10 +466,11 @@ void session_free(struct session *s)
 		return;
 	PRE(s->used == 0);
 	PRE(!s->inside);
-	for (i = 0; i < s->links; i++) {
+	for (i = 0; i < SESSION_LINKS_MAX; i++) {
 		pack_w_release(&s->link[i].out);
 		free(s->link[i].in);
 	}
+	routes_free(s->routes);
 	for (i = 0; s->calls != NULL && i < s->slots; i++)
 		pack_w_release(&s->calls[i].body);
 	free(s->free_slots);
@@ -492,7 +563,7 @@ static void put_option(struct call *c, const char *name)
 	c->options++;
 }
 
-/* All but deadline_ms, which gets shorter from try to try. */
+/* All but deadline_ms and route, which change from try to try. */
 static void call_options(struct call *c, const struct session_request *r)
 {
 	struct pack_w *w = &c->body;
@@ -519,10 +590,6 @@ static void call_options(struct call *c, const struct session_request *r)
 	if (r->stale_read) {
 		put_option(c, "read");
 		pack_cstr(w, "stale");
-	}
-	if (r->redirect) {
-		put_option(c, "route");
-		pack_cstr(w, "redirect");
 	}
 	if (r->meta) {
 		put_option(c, "meta");
@@ -597,6 +664,12 @@ enum rc session_start(struct session *s, const struct session_request *r,
 	c->cb = cb;
 	c->arg = arg;
 	c->shun = 0;
+	c->hops = 0;
+	c->seq = s->seq++;
+	c->route = NULL;
+	c->redirect = r->redirect;
+	if (c->is_call && s->routes != NULL)
+		c->hash = routes_hash(s->routes, r->address);
 	c->tries = 0;
 	c->last = RC_OK;
 	c->keyed = !c->is_call || r->idem.n > 0;
@@ -622,27 +695,103 @@ static bool link_has_room(const struct session *s, const struct link *l)
 	return l->open && l->in_flight < s->in_flight_max;
 }
 
-/* The link that a call goes to: the present one as long as it is open, so that
- * the order of calls holds; else any. A call that was told "not here" tries
- * another one first. s->links: none has room. */
-static uint32_t link_for(struct session *s, const struct call *c)
+static bool links_open(const struct session *s)
 {
+	uint32_t i;
+
+	for (i = 0; i < s->links; i++)
+		if (s->link[i].open)
+			return true;
+	return false;
+}
+
+/* An open link for what any node may get: the present one as long as it is
+ * open, so that the order of calls holds; one that said "not here" only when
+ * there is no other. */
+static uint32_t link_any(struct session *s, uint32_t shun)
+{
+	uint32_t found = s->links;
 	uint32_t i;
 	uint32_t n;
 
-	if (!s->link[s->now_link].open)
-		for (i = 0; i < s->links; i++)
-			if (s->link[i].open)
-				s->now_link = i;
-	if (c->shun == 0 || c->shun - 1 != s->now_link)
-		return link_has_room(s, &s->link[s->now_link]) ? s->now_link
-							       : s->links;
+	if (s->link[s->now_link].open && s->now_link + 1 != shun)
+		return s->now_link;
 	for (i = 1; i <= s->links; i++) {
 		n = (s->now_link + i) % s->links;
-		if (link_has_room(s, &s->link[n]))
-			return n;
+		if (!s->link[n].open || n + 1 == shun)
+			continue;
+		if (found == s->links ||
+		    (s->link[n].greeted && !s->link[found].greeted))
+			found = n;
 	}
-	return s->links;
+	if (found == s->links)
+		return shun - 1;
+	if (!s->link[s->now_link].open)
+		s->now_link = found;
+	return found;
+}
+
+/* Where a try goes, and how. */
+struct way {
+	uint32_t link;
+	bool redirect; /* The node is to say so when it is not the owner. */
+	bool held;     /* Not yet: calls to the same object come first. */
+};
+
+/* The owner as far as it is known. When there is no link to it others forward;
+ * now and then they are asked whether it still is. */
+static uint32_t call_owner(struct session *s, const struct route *e)
+{
+	uint32_t owner = e != NULL ? routes_owner(s->routes, e) : ROUTES_NONE;
+
+	if (owner != ROUTES_NONE && !s->link[owner].open &&
+	    ++s->probes % PROBE_EVERY == 0)
+		return ROUTES_NONE;
+	return owner;
+}
+
+/* Calls to the object that are at another node are waited for, a moment. */
+static bool call_held(struct session *s, struct route *e, uint32_t to,
+		      uint64_t now_ns)
+{
+	uint64_t until;
+
+	if (e == NULL || e->in_flight == 0)
+		return false;
+	if (e->lane != to && e->hold_ns == 0)
+		e->hold_ns = now_ns;
+	until = e->hold_ns + SESSION_HOLD_MS * (uint64_t)NS_PER_MS;
+	if (e->hold_ns == 0 || until <= now_ns)
+		return false;
+	if (until < s->hold_due_ns)
+		s->hold_due_ns = until;
+	return true;
+}
+
+/* PRE: a link is open. */
+static struct way call_way(struct session *s, const struct call *c,
+			   uint64_t now_ns)
+{
+	struct way w = { .redirect = c->redirect };
+	struct route *e;
+	uint32_t owner;
+
+	if (!session_routes(s) || !c->is_call) {
+		w.link = link_any(s, c->shun);
+		return w;
+	}
+	e = routes_find(s->routes, c->hash);
+	owner = call_owner(s, e);
+	if (owner != ROUTES_NONE && s->link[owner].open)
+		w.link = owner;
+	else
+		w.link = link_any(s, c->shun);
+	/* Who is told "not here" needs another try. */
+	if (!c->once && c->tries + 1 < s->tries_max &&
+	    (owner == ROUTES_NONE || owner == w.link))
+		w.redirect = true;
+	w.held = call_held(s, e, w.link, now_ns);
+	return w;
 }
 
 static uint64_t ms_left(const struct call *c, uint64_t now_ns)
@@ -653,7 +802,7 @@ static uint64_t ms_left(const struct call *c, uint64_t now_ns)
 }
 
 static void call_frame(const struct call *c, struct pack_w *w, uint32_t id,
-		       uint64_t now_ns)
+		       bool redirect, uint64_t now_ns)
 {
 	if (!c->is_call) {
 		frame_request(w, id, c->rpc, c->rpc_bytes);
@@ -663,9 +812,13 @@ static void call_frame(const struct call *c, struct pack_w *w, uint32_t id,
 	frame_request(w, id, "call", 4);
 	pack_array(w, 4);
 	pack_raw(w, c->body.p, c->options_at);
-	pack_map(w, c->options + 1);
+	pack_map(w, c->options + 1 + redirect);
 	pack_cstr(w, "deadline_ms");
 	pack_u64(w, ms_left(c, now_ns));
+	if (redirect) {
+		pack_cstr(w, "route");
+		pack_cstr(w, "redirect");
+	}
 	pack_raw(w, c->body.p + c->options_at, c->body.n - c->options_at);
 }
 
@@ -695,27 +848,47 @@ static bool link_wrote(struct link *l, size_t mark)
 	return true;
 }
 
+/* Something came, or from now on something is waited for. */
+static void link_heard(struct link *l, uint64_t now_ns)
+{
+	l->heard_ns = now_ns;
+	l->pinged = false;
+	l->stale = false;
+}
+
 static uint32_t call_next_id(const struct session *s, struct call *c)
 {
 	uint32_t slot = (uint32_t)(c - s->calls);
 	uint32_t turns = UINT32_MAX / s->slots;
 
-	/* Turn 0 is nobody's; the last ids are hello's. */
-	c->turn = c->turn + 1 < turns - SESSION_LINKS_MAX ? c->turn + 1 : 1;
+	/* Turn 0 is nobody's; the last ids are those of hello and ping. */
+	c->turn = c->turn + 1 < turns - 2 * SESSION_LINKS_MAX ? c->turn + 1 : 1;
 	return c->turn * s->slots + slot;
 }
 
+/* Its object's calls are there until they are answered. */
+static void call_count(struct session *s, struct call *c)
+{
+	if (!c->is_call || !session_routes(s))
+		return;
+	c->route = routes_make(s->routes, c->hash);
+	if (c->route == NULL)
+		return;
+	c->route->in_flight++;
+	c->route->lane = (uint8_t)c->link;
+}
+
 /* False: the link takes no more now. True: the call waits no longer. */
-static bool call_send(struct session *s, struct call *c, uint32_t to,
+static bool call_send(struct session *s, struct call *c, struct way w,
 		      uint64_t now_ns)
 {
-	struct link *l = &s->link[to];
+	struct link *l = &s->link[w.link];
 	uint32_t id = call_next_id(s, c);
 	size_t mark;
 
 	link_compact(l);
 	mark = l->out.n;
-	call_frame(c, &l->out, id, now_ns);
+	call_frame(c, &l->out, id, w.redirect, now_ns);
 	if (l->out.rc == RC_NOMEM) {
 		(void)link_wrote(l, mark);
 		call_end_later(s, c, RC_OVERLOADED, "out of memory");
@@ -726,30 +899,46 @@ static bool call_send(struct session *s, struct call *c, uint32_t to,
 	call_unlist(s, c);
 	call_move(c, CALL_SENT);
 	TAILQ_INSERT_TAIL(&l->sent, c, entry);
-	l->in_flight++;
+	if (l->in_flight++ == 0 && l->hello_id == 0)
+		link_heard(l, now_ns);
 	c->id = id;
-	c->link = to;
+	c->link = w.link;
+	c->asked = w.redirect;
 	c->from = l->written - (l->out.n - mark);
 	c->tries++;
+	call_count(s, c);
 	call_due(s, c, c->deadline_ns + SESSION_GRACE_MS * NS_PER_MS);
 	return true;
 }
 
-/* Sends what waits, in order, as far as links take it. */
+/* Sends what waits, in order, as far as links take it: what has to go to a link
+ * that is full stays, and so does what comes behind it there. */
 static void session_pump(struct session *s, uint64_t now_ns)
 {
+	uint32_t full = 0;
+	struct call *next;
 	struct call *c;
-	uint32_t to;
+	struct way w;
 
-	while ((c = TAILQ_FIRST(&s->waiting)) != NULL) {
+	s->hold_due_ns = UINT64_MAX;
+	if (!links_open(s))
+		return;
+	for (c = TAILQ_FIRST(&s->waiting); c != NULL; c = next) {
+		next = TAILQ_NEXT(c, entry);
 		if (c->deadline_ns <= now_ns) {
 			call_end_later(
 				s, c, RC_DEADLINE,
 				"the deadline passed before it was sent");
 			continue;
 		}
-		to = link_for(s, c);
-		if (to == s->links || !call_send(s, c, to, now_ns))
+		w = call_way(s, c, now_ns);
+		if (w.held || (full >> w.link & 1u) != 0)
+			continue;
+		if (link_has_room(s, &s->link[w.link]) &&
+		    call_send(s, c, w, now_ns))
+			continue;
+		full |= 1u << w.link;
+		if (s->links == 1)
 			return;
 	}
 }
@@ -829,17 +1018,123 @@ bool session_is_greeted(const struct session *s, uint32_t link)
 	return s->link[link].open && s->link[link].greeted;
 }
 
+uint32_t session_links(const struct session *s)
+{
+	return s->links;
+}
+
+const char *session_link_rpc(const struct session *s, uint32_t link)
+{
+	PRE(link < s->links);
+	return s->link[link].rpc;
+}
+
+const char *session_link_node(const struct session *s, uint32_t link)
+{
+	PRE(link < s->links);
+	return s->link[link].node;
+}
+
+/* Another link leads to the same node already. */
+static bool link_is_spare(const struct session *s, uint32_t link)
+{
+	const struct link *l = &s->link[link];
+	uint32_t i;
+
+	for (i = 0; i < s->links && l->node[0] != '\0'; i++)
+		if (i != link && s->link[i].open &&
+		    strcmp(s->link[i].node, l->node) == 0)
+			return true;
+	return false;
+}
+
+static bool link_is_idle(const struct session *s, uint32_t link)
+{
+	return !s->ended && !s->link[link].open && !s->link[link].opening &&
+	       !link_is_spare(s, link);
+}
+
 bool session_wants_link(const struct session *s, uint32_t link, uint64_t now_ns)
 {
 	PRE(link < s->links);
-	return !s->ended && !s->link[link].open && !s->link[link].opening &&
-	       s->link[link].connect_ns <= now_ns;
+	return link_is_idle(s, link) && s->link[link].connect_ns <= now_ns;
+}
+
+/* There is another node to go to when this one is silent. */
+static bool link_is_listening(const struct session *s, const struct link *l)
+{
+	return l->open && s->links > 1 &&
+	       (l->in_flight > 0 || l->hello_id != 0);
+}
+
+/* When it will be pinged, or is stale; UINT64_MAX: there is no need. */
+static uint64_t link_due(const struct session *s, const struct link *l)
+{
+	if (l->stale)
+		return UINT64_MAX;
+	if (l->opening)
+		return l->opening_ns + SESSION_CONNECT_MS * (uint64_t)NS_PER_MS;
+	if (!link_is_listening(s, l))
+		return UINT64_MAX;
+	return (l->pinged ? l->pinged_ns : l->heard_ns) +
+	       SESSION_SILENT_MS / 2 * (uint64_t)NS_PER_MS;
+}
+
+bool session_is_stale(const struct session *s, uint32_t link)
+{
+	PRE(link < s->links);
+	return s->link[link].stale;
 }
 
 void session_opening(struct session *s, uint32_t link)
 {
 	PRE(link < s->links && !s->link[link].open);
 	s->link[link].opening = true;
+	s->link[link].opening_ns = s->now_ns;
+	s->link[link].stale = false;
+}
+
+static void link_ping(struct session *s, struct link *l, uint64_t now_ns)
+{
+	/* Nobody waits for the answer: what counts is that something comes. */
+	uint32_t id = UINT32_MAX - SESSION_LINKS_MAX -
+		      (s->hellos++ % SESSION_LINKS_MAX);
+	size_t mark;
+
+	link_compact(l);
+	mark = l->out.n;
+	frame_request(&l->out, id, "ping", 4);
+	pack_array(&l->out, 0);
+	(void)link_wrote(l, mark);
+	l->pinged = true;
+	l->pinged_ns = now_ns;
+}
+
+static bool we_slept(uint64_t now_ns, uint64_t due_ns)
+{
+	return now_ns - due_ns > LATE_MS * (uint64_t)NS_PER_MS;
+}
+
+/* Pings whom we did not hear, and gives up who is silent all the same. When it
+ * was us who slept, what came meanwhile has to be read first. */
+static void links_listen(struct session *s, uint64_t now_ns)
+{
+	struct link *l;
+	uint64_t due;
+	uint32_t i;
+
+	for (i = 0; i < s->links; i++) {
+		l = &s->link[i];
+		due = link_due(s, l);
+		if (due > now_ns)
+			continue;
+		if (l->opening || (l->pinged && !we_slept(now_ns, due)))
+			l->stale = true;
+		else if (we_slept(now_ns, due))
+			link_heard(l, now_ns);
+		else
+			link_ping(s, l, now_ns);
+	}
 }
 
 static void link_greet(struct session *s, struct link *l)
@@ -873,6 +1168,8 @@ void session_opened(struct session *s, uint32_t link, uint64_t now_ns)
 	l->in_at = 0;
 	l->in_n = 0;
 	l->hello_id = 0;
+	l->cluster[0] = '\0';
+	link_heard(l, now_ns);
 	pack_w_reset(&l->out);
 	frame_reader_init(&l->reader, SESSION_FRAME_BYTES_MAX);
 	if (s->greet != NULL)
@@ -920,6 +1217,8 @@ void session_lost(struct session *s, uint32_t link, uint64_t now_ns,
 
 	PRE(link < s->links);
 	TAILQ_INIT(&again);
+	if (l->open && s->routes != NULL)
+		routes_lost(s->routes, link);
 	l->open = false;
 	l->opening = false;
 	while ((c = TAILQ_FIRST(&l->sent)) != NULL)
@@ -930,6 +1229,8 @@ void session_lost(struct session *s, uint32_t link, uint64_t now_ns,
 		l->failures = 0;
 	l->connect_ns = now_ns + pause_ns(s, CONNECT_PAUSE_MS, l->failures++,
 					  CONNECT_PAUSE_MAX_MS, 0);
+	l->greeted = false;
+	l->stale = false;
 	s->lost_text[0] = '\0';
 	if (text != NULL) {
 		strncpy(s->lost_text, text, sizeof(s->lost_text) - 1);
@@ -971,43 +1272,210 @@ enum rc session_room(struct session *s, uint32_t link, uint8_t **p, size_t *n)
 	return RC_OK;
 }
 
-/* What the server speaks; RC_INVALID when it does not say. */
-static enum rc hello_protocol(struct pack_bytes result, uint64_t *protocol)
+/* What hello's answer says; what is not said is empty. */
+struct hello {
+	bool good;
+	uint64_t protocol;
+	struct pack_bytes node;
+	uint64_t node_id;
+	struct pack_bytes cluster;
+	struct pack_bytes members; /* The encoded array. */
+};
+
+static void hello_pair(struct hello *h, struct pack_bytes key,
+		       struct pack_bytes value)
+{
+	struct pack_r r = pack_reader(value.p, value.n);
+
+	if (pack_bytes_eq(key, "protocol", 8))
+		h->good = pack_get_u64(&r, &h->protocol) == RC_OK;
+	else if (pack_bytes_eq(key, "node", 4))
+		(void)pack_get_bytes(&r, &h->node);
+	else if (pack_bytes_eq(key, "node_id", 7))
+		(void)pack_get_u64(&r, &h->node_id);
+	else if (pack_bytes_eq(key, "cluster", 7))
+		(void)pack_get_bytes(&r, &h->cluster);
+	else if (pack_bytes_eq(key, "members", 7))
+		h->members = value;
+}
+
+static void hello_read(struct pack_bytes result, struct hello *h)
 {
 	struct pack_r r = pack_reader(result.p, result.n);
+	struct pack_bytes value;
 	struct pack_bytes key;
 	uint32_t n;
 
+	memset(h, 0, sizeof(*h));
 	if (pack_get_map(&r, &n) != RC_OK)
-		return RC_INVALID;
-	for (; n > 0 && pack_get_bytes(&r, &key) == RC_OK; n--) {
-		if (pack_bytes_eq(key, "protocol", 8))
-			return pack_get_u64(&r, protocol);
-		if (pack_skip(&r, NULL) != RC_OK)
-			break;
+		return;
+	for (; n > 0; n--) {
+		if (pack_get_bytes(&r, &key) != RC_OK ||
+		    pack_skip(&r, &value) != RC_OK)
+			return;
+		hello_pair(h, key, value);
 	}
-	return RC_INVALID;
 }
 
-static enum rc hello_answered(struct link *l, const struct frame *f,
-			      struct detail *why)
+/* One of the members: a map with name, id and rpc. */
+struct member {
+	char node[SESSION_NODE_BYTES_MAX + 1];
+	char rpc[SESSION_RPC_BYTES_MAX];
+	char id[24];
+};
+
+static void id_text(uint64_t id, char out[24])
+{
+	char digits[24];
+	size_t n = 0;
+	size_t i;
+
+	for (; id > 0; id /= 10)
+		digits[n++] = (char)('0' + id % 10);
+	for (i = 0; i < n; i++)
+		out[i] = digits[n - 1 - i];
+	out[n] = '\0';
+}
+
+static bool member_read(struct pack_bytes map, struct member *m)
+{
+	struct pack_r r = pack_reader(map.p, map.n);
+	struct pack_bytes text;
+	struct pack_bytes key;
+	uint64_t id;
+	uint32_t n;
+
+	memset(m, 0, sizeof(*m));
+	if (pack_get_map(&r, &n) != RC_OK)
+		return false;
+	for (; n > 0 && pack_get_bytes(&r, &key) == RC_OK; n--) {
+		if (pack_bytes_eq(key, "id", 2) &&
+		    pack_get_u64(&r, &id) == RC_OK)
+			id_text(id, m->id);
+		else if (pack_get_bytes(&r, &text) != RC_OK)
+			(void)pack_skip(&r, NULL);
+		else if (pack_bytes_eq(key, "name", 4))
+			copy_text(m->node, sizeof(m->node), text);
+		else if (pack_bytes_eq(key, "rpc", 3))
+			copy_text(m->rpc, sizeof(m->rpc), text);
+	}
+	return m->node[0] != '\0' && m->rpc[0] != '\0';
+}
+
+/* The link that leads to a node by its name or id, an open one first;
+ * ROUTES_NONE. */
+static uint32_t link_of(const struct session *s, struct pack_bytes node)
+{
+	uint32_t found = ROUTES_NONE;
+	const struct link *l;
+	uint32_t i;
+
+	for (i = 0; i < s->links && node.n > 0; i++) {
+		l = &s->link[i];
+		if (!pack_bytes_eq(node, l->node, strlen(l->node)) &&
+		    !pack_bytes_eq(node, l->id, strlen(l->id)))
+			continue;
+		if (found == ROUTES_NONE || l->open)
+			found = i;
+	}
+	return found;
+}
+
+static struct link *link_at(struct session *s, const char *rpc)
+{
+	uint32_t i;
+
+	for (i = 0; i < s->links; i++)
+		if (strcmp(s->link[i].rpc, rpc) == 0)
+			return &s->link[i];
+	return NULL;
+}
+
+/* A member becomes a link, unless one leads there. */
+static void session_learn(struct session *s, const struct member *m)
+{
+	uint32_t known = link_of(s, text_bytes(m->node));
+	struct link *l = link_at(s, m->rpc);
+
+	if (known != ROUTES_NONE) {
+		l = &s->link[known];
+		if (l->learned)
+			memcpy(l->rpc, m->rpc, sizeof(l->rpc));
+	} else if (l == NULL) {
+		if (s->links == SESSION_LINKS_MAX)
+			return;
+		l = &s->link[s->links++];
+		memcpy(l->rpc, m->rpc, sizeof(l->rpc));
+		memcpy(l->node, m->node, sizeof(l->node));
+		l->learned = true;
+	} else if (l->node[0] == '\0') {
+		memcpy(l->node, m->node, sizeof(l->node));
+	}
+	memcpy(l->id, m->id, sizeof(l->id));
+}
+
+static void session_members(struct session *s, struct pack_bytes members)
+{
+	struct pack_r r = pack_reader(members.p, members.n);
+	struct pack_bytes map;
+	struct member m;
+	uint32_t n;
+
+	if (!s->learn || pack_get_array(&r, &n) != RC_OK)
+		return;
+	for (; n > 0 && pack_skip(&r, &map) == RC_OK; n--)
+		if (member_read(map, &m))
+			session_learn(s, &m);
+}
+
+/* One session talks to one cluster. */
+static bool link_is_foreign(const struct session *s, const struct link *l)
+{
+	uint32_t i;
+
+	for (i = 0; i < s->links && l->cluster[0] != '\0'; i++)
+		if (s->link[i].open && s->link[i].cluster[0] != '\0' &&
+		    strcmp(s->link[i].cluster, l->cluster) != 0)
+			return true;
+	return false;
+}
+
+static enum rc hello_taken(struct session *s, struct link *l,
+			   const struct hello *h, struct detail *why)
+{
+	if (!h->good)
+		return detail_set(why, RC_INVALID, NULL,
+				  "this is no Holdfast server");
+	if (h->protocol != SESSION_PROTOCOL)
+		return detail_set(why, RC_VERSION, NULL,
+				  "the server speaks version %llu of "
+				  "the protocol, this client %d",
+				  (unsigned long long)h->protocol,
+				  SESSION_PROTOCOL);
+	copy_text(l->cluster, sizeof(l->cluster), h->cluster);
+	if (link_is_foreign(s, l)) {
+		l->cluster[0] = '\0';
+		return detail_set(why, RC_INVALID, NULL,
+				  "the server belongs to another cluster");
+	}
+	if (h->node.n > 0)
+		copy_text(l->node, sizeof(l->node), h->node);
+	id_text(h->node_id, l->id);
+	session_members(s, h->members);
+	return RC_OK;
+}
+
+static enum rc hello_answered(struct session *s, struct link *l,
+			      const struct frame *f, struct detail *why)
 {
 	struct pack_r r = pack_reader(f->error.p, f->error.n);
 	struct frame_error e;
-	uint64_t protocol;
+	struct hello h;
 
 	l->hello_id = 0;
 	if (pack_get_nil(&r) == RC_OK) {
-		if (hello_protocol(f->result, &protocol) != RC_OK)
-			return detail_set(why, RC_INVALID, NULL,
-					  "this is no Holdfast server");
-		if (protocol != SESSION_PROTOCOL)
-			return detail_set(why, RC_VERSION, NULL,
-					  "the server speaks version %llu of "
-					  "the protocol, this client %d",
-					  (unsigned long long)protocol,
-					  SESSION_PROTOCOL);
-		return RC_OK;
+		hello_read(f->result, &h);
+		return hello_taken(s, l, &h, why);
 	}
 	if (frame_error_read(f->error, &e) != RC_OK)
 		return detail_set(why, RC_INVALID, NULL,
@@ -1017,30 +1485,93 @@ static enum rc hello_answered(struct link *l, const struct frame *f,
 			  (const char *)e.message.p);
 }
 
+/* Back to where it was among those that wait. */
+static void call_wait_in_turn(struct session *s, struct call *c)
+{
+	struct call *at = TAILQ_FIRST(&s->waiting);
+
+	call_move(c, CALL_WAITING);
+	while (at != NULL && at->seq < c->seq)
+		at = TAILQ_NEXT(at, entry);
+	if (at != NULL)
+		TAILQ_INSERT_BEFORE(at, c, entry);
+	else
+		TAILQ_INSERT_TAIL(&s->waiting, c, entry);
+	call_due(s, c, c->deadline_ns);
+}
+
+/* The node does not own the object. True: the call goes on to the one that
+ * does, at once, once those sent before it have come back too. */
+static bool call_redirected(struct session *s, struct call *c,
+			    const struct frame_error *e, uint64_t now_ns)
+{
+	uint32_t shard = e->has_shard ? e->shard : ROUTES_NONE;
+	uint32_t owner = link_of(s, e->owner);
+	struct route *route = c->route;
+
+	if (owner == c->link)
+		owner = ROUTES_NONE; /* It cannot be right. */
+	routes_learn(s->routes, c->hash, shard, owner);
+	if (owner == ROUTES_NONE || c->hops == HOPS_MAX ||
+	    !call_may_repeat(s, c) ||
+	    (c->redirect && !s->link[owner].open)) {
+		c->hops = 0;
+		return false;
+	}
+	c->hops++;
+	c->shun = 0;
+	c->last = e->code;
+	call_unlist(s, c);
+	if (route != NULL && route->in_flight > 0 && route->hold_ns == 0)
+		route->hold_ns = now_ns;
+	call_wait_in_turn(s, c);
+	return true;
+}
+
+/* What a refusal says about where to go. */
+static bool call_rerouted(struct session *s, struct call *c,
+			  const struct frame_error *e, uint64_t now_ns)
+{
+	struct route *route;
+
+	if (!session_routes(s) || !c->is_call ||
+	    e->outcome != OUTCOME_REFUSED)
+		return false;
+	if (e->code == RC_NOT_OWNER)
+		return call_redirected(s, c, e, now_ns);
+	route = routes_find(s->routes, c->hash);
+	if (e->code == RC_NO_QUORUM && route != NULL &&
+	    routes_owner(s->routes, route) == c->link)
+		routes_learn(s->routes, c->hash, ROUTES_NONE, ROUTES_NONE);
+	return false;
+}
+
 /* A refused or unknown try: ask again after a pause, if the rules and the time
  * allow. */
 static bool call_retry(struct session *s, struct call *c,
 		       const struct frame_error *e, uint64_t now_ns)
 {
+	bool moves = e->code == RC_NOT_OWNER || e->code == RC_NO_QUORUM;
 	uint64_t least = 0;
 	uint64_t pause;
 
 	if (e->outcome == OUTCOME_REFUSED ? !code_is_retryable(e->code)
 					  : !c->keyed)
 		return false;
-	if (!call_may_repeat(s, c))
+	if (!call_may_repeat(s, c) ||
+	    (c->redirect && e->code == RC_NOT_OWNER && !session_routes(s)))
 		return false;
 	if (e->retry_after_ms > 0)
 		least = (uint64_t)e->retry_after_ms < SESSION_DEADLINE_MAX_MS
 				? (uint64_t)e->retry_after_ms
 				: SESSION_DEADLINE_MAX_MS;
-	pause = pause_ns(s, RETRY_PAUSE_MS, c->tries - 1, RETRY_PAUSE_MAX_MS,
-			 least);
+	pause = pause_ns(s, RETRY_PAUSE_MS, c->tries - 1,
+			 moves ? MOVE_PAUSE_MAX_MS : RETRY_PAUSE_MAX_MS, least);
 	if (now_ns + pause >= c->deadline_ns)
 		return false;
 	if (e->outcome != OUTCOME_REFUSED)
 		c->maybe = true;
-	c->shun = e->code == RC_NOT_OWNER ? c->link + 1 : 0;
+	c->shun = moves ? c->link + 1 : 0;
 	c->last = e->code;
 	call_unlist(s, c);
 	call_move(c, CALL_PAUSED);
@@ -1057,7 +1588,7 @@ static void call_answered_error(struct session *s, struct call *c,
 				    .tries = c->tries };
 	struct detail why = { 0 };
 
-	if (call_retry(s, c, e, now_ns))
+	if (call_rerouted(s, c, e, now_ns) || call_retry(s, c, e, now_ns))
 		return;
 	if (c->maybe && e->outcome == OUTCOME_REFUSED) {
 		detail_set(&why, e->code, NULL,
@@ -1075,6 +1606,14 @@ static void call_answered_error(struct session *s, struct call *c,
 	call_free(s, c, &a);
 }
 
+/* It was asked to say so if it were not the owner. */
+static void call_owned(struct session *s, const struct call *c)
+{
+	if (c->route != NULL && c->asked &&
+	    routes_owner(s->routes, c->route) != c->link)
+		routes_learn(s->routes, c->hash, ROUTES_NONE, c->link);
+}
+
 static enum rc link_response(struct session *s, uint32_t link,
 			     const struct frame *f, uint64_t now_ns,
 			     struct detail *why)
@@ -1086,12 +1625,13 @@ static enum rc link_response(struct session *s, uint32_t link,
 	struct frame_error e = { .code = RC_INTERNAL };
 
 	if (l->hello_id != 0 && f->id == l->hello_id)
-		return hello_answered(l, f, why);
+		return hello_answered(s, l, f, why);
 	if (c->state != CALL_SENT || c->id != f->id || c->link != link)
 		return RC_OK; /* Late: its call was given up. */
 	if (pack_get_nil(&r) == RC_OK) {
 		a.result = f->result;
 		a.tries = c->tries;
+		call_owned(s, c);
 		call_free(s, c, &a);
 		return RC_OK;
 	}
@@ -1143,6 +1683,8 @@ enum rc session_input(struct session *s, uint32_t link, size_t n,
 	PRE(link < s->links && l->open);
 	PRE(n <= l->in_cap - l->in_n);
 	PRE(!s->inside);
+	s->now_ns = now_ns;
+	link_heard(l, now_ns);
 	l->in_n += n;
 	while (rc == RC_OK && l->in_at < l->in_n)
 		rc = link_message(s, link, now_ns, why);
@@ -1162,10 +1704,14 @@ uint64_t session_due(const struct session *s)
 	uint64_t due = s->heap_n > 0 ? s->calls[s->heap[0]].due_ns : UINT64_MAX;
 	uint32_t i;
 
-	for (i = 0; i < s->links && !s->ended; i++)
-		if (!s->link[i].open && !s->link[i].opening &&
-		    s->link[i].connect_ns < due)
+	if (s->hold_due_ns < due)
+		due = s->hold_due_ns;
+	for (i = 0; i < s->links && !s->ended; i++) {
+		if (link_is_idle(s, i) && s->link[i].connect_ns < due)
 			due = s->link[i].connect_ns;
+		if (link_due(s, &s->link[i]) < due)
+			due = link_due(s, &s->link[i]);
+	}
 	return due;
 }
 
@@ -1175,7 +1721,7 @@ static void call_overdue(struct session *s, struct call *c)
 
 	switch (c->state) {
 	case CALL_WAITING:
-		if (s->lost_text[0] != '\0' && !s->link[s->now_link].open)
+		if (s->lost_text[0] != '\0' && !links_open(s))
 			detail_set(&why, RC_DEADLINE, NULL,
 				   "the deadline passed without a connection: "
 				   "%.160s",
@@ -1207,12 +1753,14 @@ void session_tick(struct session *s, uint64_t now_ns)
 	struct call *c;
 
 	PRE(!s->inside);
+	s->now_ns = now_ns;
 	while (s->heap_n > 0) {
 		c = &s->calls[s->heap[0]];
 		if (c->due_ns > now_ns)
 			break;
 		call_overdue(s, c);
 	}
+	links_listen(s, now_ns);
 	session_pump(s, now_ns);
 }
 

@@ -8,16 +8,26 @@
  * the client library (client/client.c) and the simulator's clients run the same
  * code. One thread at a time per session.
  *
- * A link is a place for one connection, known by its number. The transport
- * asks session_wants_link() whether to connect it, says session_opening(), then
- * session_opened() or session_lost(), fills session_room() and calls
- * session_input(), sends session_output() and says how much of it was taken
- * with session_sent(), and calls session_tick() when session_due() has come and
- * after each batch of requests.
+ * A link is a place for one connection to one node, known by its number. The
+ * transport asks session_wants_link() whether to connect it, says
+ * session_opening(), then session_opened() or session_lost(), fills
+ * session_room() and calls session_input(), sends session_output() and says how
+ * much of it was taken with session_sent(), and calls session_tick() when
+ * session_due() has come and after each batch of requests.
+ *
+ * With several links (those it was made with, and with `learn` those of the
+ * members that `hello` names) a call goes to the link of the node that owns the
+ * object, as far as that was told (client/routes.h), and asks to be told when
+ * it is another one: NOT_OWNER with owner and shard costs a hop, once for each
+ * address and once for each move of a shard. To an owner whose link does not
+ * stand a call goes through any other, which forwards it. A link on which
+ * nothing comes for SESSION_SILENT_MS while something is waited for, a ping
+ * included, is stale: the transport closes it.
  *
  * When a call is sent again, within its deadline:
  *   - a refusal with OVERLOADED, NOT_OWNER or NO_QUORUM: it did not happen.
- *     After a pause with jitter, at least the server's retry_after_ms;
+ *     After a pause with jitter, at least the server's retry_after_ms; at
+ *     once to the owner that a refusal names;
  *   - a connection that is lost before a byte of the call was taken: the same;
  *   - an outcome that is unknown (the connection is lost later, or the server
  *     says so): only with an idempotency key, or when the request is none that
@@ -28,7 +38,9 @@
  * A call that was never sent ends at its deadline, refused.
  *
  * Order: calls are sent in the order they were started while their link
- * stays; one that is sent again goes behind the others.
+ * stays; one that is sent again goes behind the others. When the owner of an
+ * object changes, calls to it wait for those under way to the old one, at most
+ * SESSION_HOLD_MS, so that refusals keep the order too.
  */
 #ifndef HOLDFAST_CLIENT_SESSION_H
 #define HOLDFAST_CLIENT_SESSION_H
@@ -50,7 +62,12 @@
 #define SESSION_ADDRESS_BYTES_MAX 2048u
 #define SESSION_IDEM_BYTES_MAX    64u
 #define SESSION_TRACE_BYTES_MAX   128u
-#define SESSION_TRIES_DEFAULT     16u
+#define SESSION_TRIES_DEFAULT     32u
+#define SESSION_SILENT_MS         1000u /* Half of it until a ping. */
+#define SESSION_CONNECT_MS        2000u /* From opening to opened. */
+#define SESSION_HOLD_MS           50u
+#define SESSION_NODE_BYTES_MAX    64u
+#define SESSION_RPC_BYTES_MAX     272u /* "host:port" */
 #define SESSION_PROTOCOL          1 /* Version of docs/protocol.md. */
 
 struct session;
@@ -65,6 +82,13 @@ struct session_options {
 	const char *greet;      /* Sent with `hello` on each new link as the
 				 * name of the client; NULL: no hello. The
 				 * string outlives the session. */
+	/* One for each link, NULL or of `links` strings, "" where it is not
+	 * known: the address as members are told to advertise it, and the name
+	 * of the node. Copied; one that is too long counts as not known. */
+	const char *const *rpcs;
+	const char *const *nodes;
+	bool learn; /* Members that hello names become links too. */
+	uint32_t addresses_max; /* Whose owners are remembered; routes.h. */
 };
 
 enum session_durability {
@@ -90,7 +114,7 @@ struct session_request {
 	struct pack_bytes trace;
 	enum session_durability durability;
 	bool stale_read;
-	bool redirect; /* Do not forward: say who the owner is. */
+	bool redirect; /* Never forward: say who the owner is. */
 	bool meta;
 	bool once; /* Never send it a second time. */
 };
@@ -139,6 +163,14 @@ void session_cancel(struct session *s, uint64_t ticket, uint64_t now_ns);
  * refused. Never from inside a callback. */
 void session_end(struct session *s);
 
+/* How many links there are; more than before after session_input() with
+ * `learn`, never more than SESSION_LINKS_MAX. */
+uint32_t session_links(const struct session *s);
+/* Where it leads, and to whom; "" when it is not known. Valid until the next
+ * session_input(). */
+const char *session_link_rpc(const struct session *s, uint32_t link);
+const char *session_link_node(const struct session *s, uint32_t link);
+
 /* The transport should connect this link now. */
 bool session_wants_link(const struct session *s, uint32_t link,
 			uint64_t now_ns);
@@ -150,6 +182,9 @@ void session_opened(struct session *s, uint32_t link, uint64_t now_ns);
 void session_lost(struct session *s, uint32_t link, uint64_t now_ns,
 		  const char *text);
 bool session_is_open(const struct session *s, uint32_t link);
+/* Nothing was heard on it for too long, as session_tick() found: the transport
+ * closes it and calls session_lost(). */
+bool session_is_stale(const struct session *s, uint32_t link);
 /* The server has answered something on it. */
 bool session_is_greeted(const struct session *s, uint32_t link);
 

@@ -31,6 +31,26 @@ struct raw_node {
 
 struct raw_listen {
 	char *socket;
+	char *rpc;
+	char *peer;
+};
+
+struct raw_advertise {
+	char *rpc;
+	char *peer;
+};
+
+struct raw_tls {
+	char *ca;
+	char *cert;
+	char *key;
+};
+
+struct raw_peer {
+	char *id;
+	char *name;
+	char *peer;
+	char *rpc;
 };
 
 struct raw_log {
@@ -60,6 +80,7 @@ struct raw_storage {
 struct raw_raft {
 	char *election;
 	char *heartbeat;
+	char *spread;
 };
 
 struct raw {
@@ -67,6 +88,10 @@ struct raw {
 	char *pid_file;
 	struct raw_node node;
 	struct raw_listen listen;
+	struct raw_advertise advertise;
+	struct raw_tls tls;
+	struct raw_peer *peers;
+	unsigned peers_count;
 	struct raw_log log;
 	struct raw_limits limits;
 	struct raw_storage storage;
@@ -107,8 +132,34 @@ static const cyaml_schema_field_t node_fields[] = {
 
 static const cyaml_schema_field_t listen_fields[] = {
 	TEXT("socket", struct raw_listen, socket),
+	TEXT("rpc", struct raw_listen, rpc),
+	TEXT("peer", struct raw_listen, peer),
 	CYAML_FIELD_END,
 };
+
+static const cyaml_schema_field_t advertise_fields[] = {
+	TEXT("rpc", struct raw_advertise, rpc),
+	TEXT("peer", struct raw_advertise, peer),
+	CYAML_FIELD_END,
+};
+
+static const cyaml_schema_field_t tls_fields[] = {
+	TEXT("ca", struct raw_tls, ca),
+	TEXT("cert", struct raw_tls, cert),
+	TEXT("key", struct raw_tls, key),
+	CYAML_FIELD_END,
+};
+
+static const cyaml_schema_field_t peer_fields[] = {
+	TEXT("id", struct raw_peer, id),
+	TEXT("name", struct raw_peer, name),
+	TEXT("peer", struct raw_peer, peer),
+	TEXT("rpc", struct raw_peer, rpc),
+	CYAML_FIELD_END,
+};
+
+static const cyaml_schema_value_t peer_schema = { CYAML_VALUE_MAPPING(
+	CYAML_FLAG_DEFAULT, struct raw_peer, peer_fields) };
 
 static const cyaml_schema_field_t log_fields[] = {
 	TEXT("level", struct raw_log, level),
@@ -140,6 +191,7 @@ static const cyaml_schema_field_t storage_fields[] = {
 static const cyaml_schema_field_t raft_fields[] = {
 	TEXT("election", struct raw_raft, election),
 	TEXT("heartbeat", struct raw_raft, heartbeat),
+	TEXT("spread", struct raw_raft, spread),
 	CYAML_FIELD_END,
 };
 
@@ -148,6 +200,11 @@ static const cyaml_schema_field_t top_fields[] = {
 	TEXT("pid_file", struct raw, pid_file),
 	PART("node", node, node_fields),
 	PART("listen", listen, listen_fields),
+	PART("advertise", advertise, advertise_fields),
+	PART("tls", tls, tls_fields),
+	CYAML_FIELD_SEQUENCE("peers", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL,
+			     struct raw, peers, &peer_schema, 0,
+			     MEMBERS_MAX - 1),
 	PART("log", log, log_fields),
 	PART("limits", limits, limits_fields),
 	PART("storage", storage, storage_fields),
@@ -315,6 +372,68 @@ static enum rc label(const char *field, const char *text, char *out, size_t n,
 			return detail_set(why, RC_INVALID, field,
 					  "is made of a-z, 0-9, _ and -, and "
 					  "begins with a letter");
+	return RC_OK;
+}
+
+static enum rc boolean(const char *field, const char *text, bool *out,
+		       struct detail *why)
+{
+	if (text == NULL)
+		return RC_OK;
+	if (strcmp(text, "true") != 0 && strcmp(text, "false") != 0)
+		return detail_set(why, RC_INVALID, field,
+				  "`%.40s` is not true or false", text);
+	*out = text[0] == 't';
+	return RC_OK;
+}
+
+/* A name, an IPv4 address, or an IPv6 address with its zone. */
+static bool host_good(const char *host, size_t n, bool bracketed)
+{
+	size_t i;
+
+	for (i = 0; i < n; i++) {
+		char c = host[i];
+
+		if (!((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+		      (c >= '0' && c <= '9') || strchr(".-_", c) != NULL ||
+		      (bracketed && (c == ':' || c == '%'))))
+			return false;
+	}
+	return n > 0;
+}
+
+enum rc config_address_parse(const char *text, struct config_address *out)
+{
+	const char *colon = strrchr(text, ':');
+	bool bracketed = text[0] == '[';
+	const char *host = text + bracketed;
+	uint64_t port;
+	size_t n;
+
+	if (colon == NULL || (bracketed && (colon == host || colon[-1] != ']')))
+		return RC_INVALID;
+	n = (size_t)(colon - host) - bracketed;
+	if (n >= sizeof(out->host) || !host_good(host, n, bracketed) ||
+	    number_parse(colon + 1, UNIT_NONE, &port) != RC_OK || port < 1 ||
+	    port > UINT16_MAX)
+		return RC_INVALID;
+	memset(out, 0, sizeof(*out));
+	memcpy(out->host, host, n);
+	out->port = (uint16_t)port;
+	return RC_OK;
+}
+
+static enum rc address(const char *field, const char *text,
+		       struct config_address *out, struct detail *why)
+{
+	if (text == NULL)
+		return RC_OK;
+	if (config_address_parse(text, out) != RC_OK)
+		return detail_set(why, RC_INVALID, field,
+				  "`%.60s` is not HOST:PORT, nor "
+				  "[ADDRESS]:PORT with a port from 1 to 65535",
+				  text);
 	return RC_OK;
 }
 
@@ -498,9 +617,175 @@ static enum rc raft_parse(const struct raw_raft *r, struct config *cfg,
 	if (rc == RC_OK)
 		rc = number32("raft.heartbeat", r->heartbeat, UNIT_MS, 5, 20000,
 			      &c->heartbeat_ms, why);
+	if (rc == RC_OK)
+		rc = boolean("raft.spread", r->spread, &c->spread, why);
 	if (rc == RC_OK && c->heartbeat_ms * 3 > c->election_ms)
 		return detail_set(why, RC_INVALID, "raft.heartbeat",
 				  "is at most a third of raft.election");
+	return rc;
+}
+
+/* What listens on every address is none that others can connect to. */
+static bool is_wildcard(const struct config_address *a)
+{
+	return strcmp(a->host, "0.0.0.0") == 0 || strcmp(a->host, "::") == 0;
+}
+
+static enum rc advertise_parse(const char *field, const char *listen_field,
+			       const char *text,
+			       const struct config_address *listen,
+			       struct config_address *out, struct detail *why)
+{
+	enum rc rc = address(field, text, out, why);
+
+	if (rc != RC_OK)
+		return rc;
+	if (text != NULL && listen->port == 0)
+		return detail_set(why, RC_INVALID, field,
+				  "is said, but %s is not", listen_field);
+	if (text != NULL && is_wildcard(out))
+		return detail_set(why, RC_INVALID, field,
+				  "nobody can connect to %s", out->host);
+	if (text != NULL)
+		return RC_OK;
+	if (is_wildcard(listen))
+		return detail_set(why, RC_INVALID, listen_field,
+				  "nobody can connect to %s: %s says what "
+				  "others reach this node by",
+				  listen->host, field);
+	*out = *listen;
+	return RC_OK;
+}
+
+static enum rc addresses_parse(const struct raw *raw, struct config *cfg,
+			       struct detail *why)
+{
+	enum rc rc;
+
+	rc = address("listen.rpc", raw->listen.rpc, &cfg->listen_rpc, why);
+	if (rc == RC_OK)
+		rc = address("listen.peer", raw->listen.peer, &cfg->listen_peer,
+			     why);
+	if (rc == RC_OK)
+		rc = advertise_parse("advertise.rpc", "listen.rpc",
+				     raw->advertise.rpc, &cfg->listen_rpc,
+				     &cfg->advertise_rpc, why);
+	if (rc == RC_OK)
+		rc = advertise_parse("advertise.peer", "listen.peer",
+				     raw->advertise.peer, &cfg->listen_peer,
+				     &cfg->advertise_peer, why);
+	return rc;
+}
+
+static enum rc tls_parse(const struct raw_tls *r, const char *file,
+			 struct config *cfg, struct detail *why)
+{
+	const struct {
+		const char *field;
+		const char *text;
+		char *out;
+	} rows[] = {
+		{ "tls.ca", r->ca, cfg->tls_ca },
+		{ "tls.cert", r->cert, cfg->tls_cert },
+		{ "tls.key", r->key, cfg->tls_key },
+	};
+	bool needed = cfg->listen_rpc.port != 0 || cfg->listen_peer.port != 0;
+	enum rc rc = RC_OK;
+	size_t i;
+
+	for (i = 0; i < ARRAY_LEN(rows); i++)
+		needed = needed || rows[i].text != NULL;
+	for (i = 0; i < ARRAY_LEN(rows) && rc == RC_OK; i++) {
+		if (needed && rows[i].text == NULL)
+			return detail_set(why, RC_INVALID, rows[i].field,
+					  "is missing: a PEM file, for "
+					  "connections over TCP");
+		rc = copy_path(rows[i].field, rows[i].text, file, rows[i].out,
+			       CONFIG_PATH_MAX, why);
+	}
+	return rc;
+}
+
+/* Neither this node nor one that was named before. */
+static enum rc peer_distinct(const struct config *cfg, unsigned i,
+			     struct detail *why)
+{
+	const struct config_peer *p = &cfg->peers[i];
+	char field[64];
+	unsigned k;
+
+	snprintf(field, sizeof(field), "peers[%u]", i);
+	if (p->id == cfg->node_id || strcmp(p->name, cfg->node_name) == 0)
+		return detail_set(why, RC_INVALID, field,
+				  "is this node itself: peers are the others");
+	for (k = 0; k < i; k++)
+		if (cfg->peers[k].id == p->id ||
+		    strcmp(cfg->peers[k].name, p->name) == 0)
+			return detail_set(why, RC_INVALID, field,
+					  "has the id or the name of peers[%u]",
+					  k);
+	return RC_OK;
+}
+
+static enum rc peer_parse(const struct raw_peer *raw, unsigned i,
+			  struct config *cfg, struct detail *why)
+{
+	struct config_peer *p = &cfg->peers[i];
+	char field[64];
+	enum rc rc = RC_OK;
+
+	snprintf(field, sizeof(field), "peers[%u].id", i);
+	if (raw->id == NULL)
+		return detail_set(why, RC_INVALID, field, "is missing");
+	rc = number(field, raw->id, UNIT_NONE, 1, INT64_MAX, &p->id, why);
+	snprintf(field, sizeof(field), "peers[%u].name", i);
+	if (rc == RC_OK && raw->name == NULL)
+		return detail_set(why, RC_INVALID, field, "is missing");
+	if (rc == RC_OK)
+		rc = label(field, raw->name, p->name, sizeof(p->name), why);
+	snprintf(field, sizeof(field), "peers[%u].peer", i);
+	if (rc == RC_OK && raw->peer == NULL)
+		return detail_set(why, RC_INVALID, field,
+				  "is missing: where that node takes its "
+				  "peers, HOST:PORT");
+	if (rc == RC_OK)
+		rc = address(field, raw->peer, &p->peer, why);
+	snprintf(field, sizeof(field), "peers[%u].rpc", i);
+	if (rc == RC_OK)
+		rc = address(field, raw->rpc, &p->rpc, why);
+	if (rc == RC_OK)
+		rc = peer_distinct(cfg, i, why);
+	return rc;
+}
+
+/* A member says who it is: certificates, grants and the others name it. */
+static enum rc peers_parse(const struct raw *raw, struct config *cfg,
+			   struct detail *why)
+{
+	enum rc rc = RC_OK;
+	unsigned i;
+
+	if (raw->peers_count == 0)
+		return cfg->listen_peer.port == 0
+			       ? RC_OK
+			       : detail_set(why, RC_INVALID, "peers",
+					    "is missing: listen.peer is said, "
+					    "and nobody to talk to");
+	if (raw->peers_count % 2 != 0)
+		return detail_set(why, RC_INVALID, "peers",
+				  "has %u: a cluster has three or five "
+				  "members, this node among them",
+				  raw->peers_count);
+	if (cfg->listen_peer.port == 0)
+		return detail_set(why, RC_INVALID, "listen.peer",
+				  "is missing: the peers connect to it");
+	if (!cfg->named || !cfg->numbered)
+		return detail_set(why, RC_INVALID,
+				  cfg->named ? "node.id" : "node.name",
+				  "is missing: a node with peers says both");
+	for (i = 0; i < raw->peers_count && rc == RC_OK; i++)
+		rc = peer_parse(&raw->peers[i], i, cfg, why);
+	cfg->peers_n = raw->peers_count;
 	return rc;
 }
 
@@ -528,6 +813,12 @@ static enum rc raw_parse(const struct raw *raw, const char *path,
 	if (rc == RC_OK)
 		rc = copy_path("pid_file", raw->pid_file, path, cfg->pid_file,
 			       sizeof(cfg->pid_file), why);
+	if (rc == RC_OK)
+		rc = addresses_parse(raw, cfg, why);
+	if (rc == RC_OK)
+		rc = tls_parse(&raw->tls, path, cfg, why);
+	if (rc == RC_OK)
+		rc = peers_parse(raw, cfg, why);
 	if (rc == RC_OK)
 		rc = level(raw->log.level, &cfg->log_level, why);
 	if (rc == RC_OK)
@@ -665,14 +956,84 @@ static size_t quoted_end(const char *data, size_t n, size_t i)
 	return i;
 }
 
+/* A part of the file: the bytes [from, to). */
+struct range {
+	size_t from;
+	size_t to;
+};
+
+static size_t next_line(const char *data, size_t n, size_t i)
+{
+	i += strcspn(data + i, "\n");
+	return i < n ? i + 1 : n;
+}
+
+/* From the line of a key of the top level to the next of its kind: what is
+ * indented, a comment, or an entry of a list belongs to it. */
+static struct range section_of(const char *data, size_t n, const char *key,
+			       size_t key_n)
+{
+	struct range all = { 0, n };
+	struct range r;
+
+	for (r.from = 0; r.from < n; r.from = next_line(data, n, r.from))
+		if (n - r.from > key_n && data[r.from + key_n] == ':' &&
+		    memcmp(data + r.from, key, key_n) == 0)
+			break;
+	if (r.from == n)
+		return all;
+	for (r.to = next_line(data, n, r.from); r.to < n;
+	     r.to = next_line(data, n, r.to))
+		if (strchr(" \t\r\n#-", data[r.to]) == NULL)
+			break;
+	return r;
+}
+
+/* The entry `index` of a list whose entries begin with dashes; else all. */
+static struct range entry_of(const char *data, struct range all,
+			     unsigned long index)
+{
+	struct range r = all;
+	size_t column = SIZE_MAX;
+	size_t i;
+
+	for (i = next_line(data, all.to, all.from); i < all.to;
+	     i = next_line(data, all.to, i)) {
+		size_t in = strspn(data + i, " ");
+
+		if (data[i + in] != '-' || (column != SIZE_MAX && in != column))
+			continue;
+		column = in;
+		if (index-- == 0)
+			r.from = i;
+		else if (r.from != all.from)
+			return (struct range){ r.from, i };
+	}
+	return r;
+}
+
+static struct range range_of(const char *data, size_t n, const char *field)
+{
+	size_t key_n = strcspn(field, ".[");
+	struct range r = { 0, n };
+
+	if (field[key_n] == '\0')
+		return r;
+	r = section_of(data, n, field, key_n);
+	if (field[key_n] == '[')
+		r = entry_of(data, r, strtoul(field + key_n + 1, NULL, 10));
+	return r;
+}
+
 /*
- * The line on which a key stands, when the file has it exactly `times`: our own
- * parser knows fields, not places. Of `grants[2].class` it looks for the last
- * part.
+ * The line on which a key stands, when the file has it exactly `times` in the
+ * part that its field names: our own parser knows fields, not places. Of
+ * `grants[2].class` it looks for the last part, in the third entry.
  */
 static unsigned line_of(const char *data, size_t n, const char *field,
 			unsigned times)
 {
+	struct range part = range_of(data, n, field);
 	const char *dot = strrchr(field, '.');
 	const char *key = dot != NULL ? dot + 1 : field;
 	size_t key_n = strcspn(key, "[");
@@ -689,7 +1050,8 @@ static unsigned line_of(const char *data, size_t n, const char *field,
 			end = quoted_end(data, n, i);
 		else if (first && data[i] == '#')
 			end = i + strcspn(data + i, "\n") - 1;
-		else if (first && n - i > key_n && data[i + key_n] == ':' &&
+		else if (first && i >= part.from && i < part.to &&
+			 n - i > key_n && data[i + key_n] == ':' &&
 			 memcmp(data + i, key, key_n) == 0 &&
 			 (i + key_n + 1 == n ||
 			  is_space(data[i + key_n + 1]))) {
@@ -704,6 +1066,21 @@ static unsigned line_of(const char *data, size_t n, const char *field,
 		first = is_space(data[i]) || strchr("{[,", data[i]) != NULL;
 	}
 	return key_n > 0 && found == times ? last : 0;
+}
+
+/* The same for a whole entry, `peers[1]`. */
+static unsigned line_of_field(const char *data, size_t n, const char *field)
+{
+	unsigned line = 1;
+	struct range r;
+	size_t i;
+
+	if (field[0] == '\0' || field[strlen(field) - 1] != ']')
+		return line_of(data, n, field, 1);
+	r = range_of(data, n, field);
+	for (i = 0; i < r.from; i++)
+		line += data[i] == '\n';
+	return line;
 }
 
 /* A second document would be passed over in silence; libcyaml reads one. */
@@ -762,7 +1139,7 @@ static enum rc complaint_tell(const struct complaint *c, const char *data,
 
 		snprintf(said.field, sizeof(said.field), "%.30s%s%.30s",
 			 c->field, dot, key);
-		line = line_of(data, n, key, 1);
+		line = line_of(data, n, said.field, 1);
 		detail_set(why, RC_INVALID, said.field,
 			   "there is no key `%.40s` here", key);
 	} else if (strncmp(c->text, doubled, sizeof(doubled) - 1) == 0) {
@@ -829,7 +1206,7 @@ enum rc config_load(struct config *cfg, const char *path, struct detail *why)
 		rc = raw_parse(raw, path, cfg, why);
 		if (rc != RC_OK && why != NULL)
 			detail_place(why, path,
-				     line_of(data, n, why->field, 1));
+				     line_of_field(data, n, why->field));
 	}
 	if (raw != NULL)
 		cyaml_free(&yaml, &top_schema, raw, 0);
@@ -949,6 +1326,45 @@ static void print_number(FILE *out, const char *key, uint64_t v)
 	fprintf(out, "  %s: %" PRIu64 "\n", key, v);
 }
 
+static void print_address(FILE *out, const char *key,
+			  const struct config_address *a)
+{
+	bool colons = strchr(a->host, ':') != NULL;
+
+	if (a->port != 0)
+		fprintf(out, "%s: \"%s%s%s:%u\"\n", key, colons ? "[" : "",
+			a->host, colons ? "]" : "", (unsigned)a->port);
+}
+
+static void print_places(FILE *out, const struct config *cfg)
+{
+	if (cfg->socket[0] != '\0' || cfg->listen_rpc.port != 0 ||
+	    cfg->listen_peer.port != 0)
+		fprintf(out, "listen:\n");
+	if (cfg->socket[0] != '\0')
+		print_field(out, "  socket", cfg->socket);
+	print_address(out, "  rpc", &cfg->listen_rpc);
+	print_address(out, "  peer", &cfg->listen_peer);
+	if (cfg->advertise_rpc.port != 0 || cfg->advertise_peer.port != 0)
+		fprintf(out, "advertise:\n");
+	print_address(out, "  rpc", &cfg->advertise_rpc);
+	print_address(out, "  peer", &cfg->advertise_peer);
+	if (cfg->tls_ca[0] == '\0')
+		return;
+	fprintf(out, "tls:\n");
+	print_field(out, "  ca", cfg->tls_ca);
+	print_field(out, "  cert", cfg->tls_cert);
+	print_field(out, "  key", cfg->tls_key);
+}
+
+static void print_peer(FILE *out, const struct config_peer *p)
+{
+	fprintf(out, "  - id: %" PRIu64 "\n", p->id);
+	print_field(out, "    name", p->name);
+	print_address(out, "    peer", &p->peer);
+	print_address(out, "    rpc", &p->rpc);
+}
+
 static void print_grant(FILE *out, const struct grant *g)
 {
 	static const enum method_right all[] = { RIGHT_READ, RIGHT_WRITE,
@@ -981,10 +1397,11 @@ void config_print(const struct config *cfg, FILE *out)
 	print_field(out, "data", cfg->data);
 	if (cfg->pid_file[0] != '\0')
 		print_field(out, "pid_file", cfg->pid_file);
-	if (cfg->socket[0] != '\0') {
-		fprintf(out, "listen:\n");
-		print_field(out, "  socket", cfg->socket);
-	}
+	print_places(out, cfg);
+	if (cfg->peers_n > 0)
+		fprintf(out, "peers:\n");
+	for (i = 0; i < cfg->peers_n; i++)
+		print_peer(out, &cfg->peers[i]);
 	fprintf(out, "log:\n  level: %s\n", level_names[cfg->log_level]);
 	fprintf(out, "limits:\n");
 	print_number(out, "connections", cfg->connections_max);
@@ -1005,6 +1422,7 @@ void config_print(const struct config *cfg, FILE *out)
 	fprintf(out, "raft:\n");
 	print_number(out, "election", c->election_ms);
 	print_number(out, "heartbeat", c->heartbeat_ms);
+	fprintf(out, "  spread: %s\n", c->spread ? "true" : "false");
 	if (cfg->grants_n > 0)
 		fprintf(out, "grants:\n");
 	for (i = 0; i < cfg->grants_n; i++)

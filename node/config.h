@@ -16,6 +16,20 @@
 
 #define CONFIG_PATH_MAX 4096u
 
+/* HOST:PORT, or [HOST]:PORT where the host has colons of its own. */
+struct config_address {
+	char host[256]; /* A name or an address, without brackets. */
+	uint16_t port;  /* 0: none is configured. */
+};
+
+/* Another member, and where it is reached. */
+struct config_peer {
+	uint64_t id;
+	char name[64];
+	struct config_address peer;
+	struct config_address rpc; /* Port 0: it takes no clients over TCP. */
+};
+
 struct config {
 	char node_name[64];
 	uint64_t node_id;
@@ -24,6 +38,15 @@ struct config {
 	char data[CONFIG_PATH_MAX];
 	char socket[CONFIG_PATH_MAX];
 	char pid_file[CONFIG_PATH_MAX];
+	struct config_address listen_rpc; /* Clients over TCP. */
+	struct config_address listen_peer;
+	struct config_address advertise_rpc; /* What others are told; that of */
+	struct config_address advertise_peer; /* `listen` unless it is said. */
+	char tls_ca[CONFIG_PATH_MAX];         /* All three, or all empty. */
+	char tls_cert[CONFIG_PATH_MAX];
+	char tls_key[CONFIG_PATH_MAX];
+	struct config_peer peers[MEMBERS_MAX - 1]; /* The other members. */
+	size_t peers_n;
 	enum log_level log_level;
 	uint32_t shards;        /* Of a directory that is formatted. */
 	uint32_t segment_bytes; /* The same. */
@@ -52,6 +75,9 @@ enum rc config_state_dir(char *out, size_t n);
 /* Reads `path`. On failure `why` has the field, and a sentence with file and
  * line as far as known. Relative paths in the file are relative to the file. */
 enum rc config_load(struct config *cfg, const char *path, struct detail *why);
+
+/* RC_INVALID: `text` is no HOST:PORT. */
+enum rc config_address_parse(const char *text, struct config_address *out);
 
 /* Everything that is in force, as YAML that config_load reads again. */
 void config_print(const struct config *cfg, FILE *out);

@@ -6,12 +6,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "node/base/check.h"
 #include "node/base/crypto.h"
 #include "node/base/limits.h"
 #include "node/core/bridge.h"
+#include "node/core/forward.h"
+#include "node/core/internal.h"
+#include "node/core/route.h"
 #include "raft-glue/placement.h"
 
 #define METRICS_MAGIC 0x4d455452u
@@ -26,6 +30,7 @@ struct metrics {
 	struct env_uv *uv;
 	struct core *core;
 	struct rpc *rpc;
+	struct metrics_about about;
 	uint64_t started_ns;
 	uv_loop_t *loop;
 	uv_prepare_t prepare; /* Poll is next: a turn has ended. */
@@ -81,6 +86,23 @@ struct sample {
 	double flushes;
 	double rows;
 	double checkpoints;
+	double owned;
+	double elections;
+	double installs;
+	double exports;
+	double rounds;
+	double forwards_sent;
+	double forwards_lost;
+	double forwards_served;
+	double peer_frames_in;
+	double peer_frames_out;
+	double peer_bytes_in;
+	double peer_bytes_out;
+	double peer_refused;
+	double peer_dropped;
+	double peers_up;
+	double certificate_s;
+	double disk_free;
 };
 
 static uint64_t rss_bytes(void)
@@ -112,6 +134,8 @@ static void sample_shards(struct metrics *m, struct sample *s)
 {
 	struct storage_stats storage;
 	struct space_stats space;
+	struct shard_stats shard;
+	uint64_t term;
 	uint32_t i;
 
 	for (i = 0; i < core_shards(m->core); i++) {
@@ -126,6 +150,71 @@ static void sample_shards(struct metrics *m, struct sample *s)
 		s->flushes += (double)storage.flushes;
 		s->rows += (double)storage.rows_written;
 		s->checkpoints += (double)storage.checkpoints;
+		shard_stats(bridge_shard(b), &shard);
+		s->elections += (double)shard.elections;
+		s->installs += (double)shard.installs;
+		s->exports += (double)shard.exports;
+		s->owned += shard_leads(bridge_shard(b), &term);
+	}
+}
+
+static size_t peers_read(const struct metrics *m,
+			 struct peer_stats out[MEMBERS_MAX])
+{
+	if (m->about.peers == NULL || *m->about.peers == NULL)
+		return 0;
+	return peers_stats(*m->about.peers, out, MEMBERS_MAX);
+}
+
+static uint64_t certificate_ms(const struct metrics *m)
+{
+	if (m->about.tls == NULL || *m->about.tls == NULL)
+		return 0;
+	return tls_context_expires_ms(*m->about.tls);
+}
+
+/* What is left for this user, and the whole, of the data's file system. */
+static void space_read(const struct metrics *m, uint64_t *left, uint64_t *size)
+{
+	struct statvfs v;
+
+	*left = 0;
+	*size = 0;
+	if (m->about.cfg == NULL || statvfs(m->about.cfg->data, &v) != 0)
+		return;
+	*left = (uint64_t)v.f_bavail * v.f_frsize;
+	*size = (uint64_t)v.f_blocks * v.f_frsize;
+}
+
+static void sample_peers(struct metrics *m, struct sample *s)
+{
+	struct peer_stats peers[MEMBERS_MAX];
+	struct transport_stats t = { 0 };
+	struct forward_stats f = { 0 };
+	uint64_t left;
+	uint64_t size;
+	size_t n = peers_read(m, peers);
+	size_t i;
+
+	if (core_transport(m->core) != NULL)
+		transport_stats(core_transport(m->core), &t);
+	if (core_forwards(m->core) != NULL)
+		forwards_stats(core_forwards(m->core), &f);
+	space_read(m, &left, &size);
+	s->disk_free = (double)left;
+	s->peer_frames_in = (double)t.frames_in;
+	s->peer_frames_out = (double)t.frames_out;
+	s->peer_refused = (double)t.refused;
+	s->forwards_sent = (double)f.sent;
+	s->forwards_lost = (double)f.lost;
+	s->forwards_served = (double)f.served;
+	s->certificate_s = (double)certificate_ms(m) / 1000;
+	for (i = 0; i < n; i++) {
+		s->peers_up += peers[i].up[LINK_RAFT] && peers[i].up[LINK_BULK];
+		s->peer_bytes_in += (double)peers[i].bytes_in;
+		s->peer_bytes_out += (double)peers[i].bytes_out;
+		s->peer_dropped += (double)peers[i].dropped;
+		s->peer_refused += (double)peers[i].refused;
 	}
 }
 
@@ -151,6 +240,7 @@ static void sample_take(struct metrics *m, struct sample *s)
 	s->frames = (double)rpc.frames;
 	s->writes = (double)rpc.writes;
 	s->calls_open = (double)core.calls_open;
+	s->rounds = (double)core.rounds;
 	s->batches = (double)log.batches;
 	s->syncs = (double)log.syncs;
 	s->log_bytes = (double)log.bytes;
@@ -159,6 +249,7 @@ static void sample_take(struct metrics *m, struct sample *s)
 	s->segments = (double)log.segments;
 	s->live_bytes = (double)log.live_bytes;
 	sample_shards(m, s);
+	sample_peers(m, s);
 }
 
 /* Prometheus text format 0.0.4. */
@@ -200,6 +291,40 @@ static void page_codes(struct metrics *m, struct page *page)
 				 rc_name((enum rc)i), core.by_rc[i]);
 }
 
+/* The name of a member; "" for 0 and one that is not known. */
+static const char *member_name(const struct metrics *m, uint64_t id)
+{
+	const struct members *all = core_members(m->core);
+	const struct member *one;
+
+	if (id == core_identity(m->core)->node_id)
+		return core_identity(m->core)->node_name;
+	one = all != NULL && id != 0 ? members_find(all, id) : NULL;
+	return one != NULL ? one->name : "";
+}
+
+static void page_peers(struct metrics *m, struct page *page)
+{
+	static const char *const links[LINKS] = { [LINK_RAFT] = "raft",
+						  [LINK_BULK] = "bulk" };
+	struct peer_stats peers[MEMBERS_MAX];
+	size_t n = peers_read(m, peers);
+	size_t i;
+	int k;
+
+	if (n == 0)
+		return;
+	page_add(page, "# HELP holdfast_peer_up Is the link to the member "
+		       "there?\n# TYPE holdfast_peer_up gauge\n");
+	for (i = 0; i < n; i++)
+		for (k = 0; k < LINKS; k++)
+			page_add(page,
+				 "holdfast_peer_up{node=\"%s\",link=\"%s\"} "
+				 "%d\n",
+				 member_name(m, peers[i].node_id), links[k],
+				 peers[i].up[k]);
+}
+
 static void host_metrics(void *arg, struct pack_w *out)
 {
 	struct metrics *m = arg;
@@ -221,6 +346,7 @@ static void host_metrics(void *arg, struct pack_w *out)
 #include "node/metrics.tbl"
 #undef METRIC
 	page_codes(m, &page);
+	page_peers(m, &page);
 	pack_str(out, page.p, page.n);
 	free(page.p);
 }
@@ -239,7 +365,42 @@ static void put_str(struct pack_w *w, const char *key, const char *v)
 	pack_cstr(w, v);
 }
 
-static void status_shard(struct bridge *b, struct pack_w *w)
+static void put_bool(struct pack_w *w, const char *key, bool v)
+{
+	pack_cstr(w, key);
+	pack_bool(w, v);
+}
+
+static const char *health_name(enum shard_health health)
+{
+	static const char *const names[] = {
+		[SHARD_WHOLE] = "whole",
+		[SHARD_STATE_BAD] = "state_bad",
+		[SHARD_LOG_BAD] = "log_bad",
+		[SHARD_STUCK] = "stuck",
+	};
+
+	return names[health];
+}
+
+/* How many entries the voter that is furthest behind does not have, as far as
+ * its leader was told. */
+static uint64_t shard_lag(struct shard *s, const struct shard_view *v)
+{
+	uint64_t last = shard_last_index(s);
+	uint64_t lag = 0;
+	uint32_t i;
+
+	for (i = 0; i < v->peers_n; i++)
+		if (v->peers[i].match < last && last - v->peers[i].match > lag)
+			lag = last - v->peers[i].match;
+	return lag;
+}
+
+#define SHARD_PAIRS 17u
+
+static void shard_pairs(struct metrics *m, struct bridge *b,
+			const struct shard_view *v, struct pack_w *w)
 {
 	struct shard *s = bridge_shard(b);
 	struct storage *st = bridge_storage(b);
@@ -247,18 +408,117 @@ static void status_shard(struct bridge *b, struct pack_w *w)
 	uint64_t term;
 
 	space_stats(bridge_space(b), &space);
-	pack_map(w, 11);
 	put_u64(w, "shard", shard_number(s));
 	put_str(w, "role", shard_leads(s, &term) ? "owner" : "follower");
 	put_u64(w, "leader", shard_leader(s));
+	put_str(w, "owner", member_name(m, shard_leader(s)));
 	put_u64(w, "term", shard_term(s));
+	put_u64(w, "voters", shard_voters(s));
 	put_u64(w, "last_index", shard_last_index(s));
 	put_u64(w, "durable_index", shard_durable_index(s));
 	put_u64(w, "commit_index", shard_commit_index(s));
 	put_u64(w, "applied_index", storage_applied(st));
 	put_u64(w, "checkpointed_index", storage_checkpointed(st));
+	put_u64(w, "lag", shard_lag(s, v));
 	put_u64(w, "resident", space.resident);
 	put_u64(w, "waiting", space.waiting);
+	put_str(w, "health", health_name(v->health));
+	put_str(w, "why", v->why);
+	put_str(w, "transfer_to", member_name(m, v->transferee));
+}
+
+static void status_shard(struct metrics *m, struct bridge *b, struct pack_w *w)
+{
+	struct shard_view v;
+
+	memset(&v, 0, sizeof(v));
+	shard_view(bridge_shard(b), &v);
+	pack_map(w, SHARD_PAIRS);
+	shard_pairs(m, b, &v, w);
+}
+
+/* Where the members are reached, as they advertise it; port 0: not over TCP. */
+static const struct config_address *member_rpc(const struct metrics *m,
+					       uint64_t id)
+{
+	const struct config *cfg = m->about.cfg;
+	size_t i;
+
+	if (cfg == NULL)
+		return NULL;
+	if (id == core_identity(m->core)->node_id)
+		return &cfg->advertise_rpc;
+	for (i = 0; i < cfg->peers_n; i++)
+		if (cfg->peers[i].id == id)
+			return &cfg->peers[i].rpc;
+	return NULL;
+}
+
+static void member_write(struct metrics *m, uint64_t id, const char *name,
+			 struct pack_w *w)
+{
+	const struct config_address *a = member_rpc(m, id);
+	char rpc[sizeof(a->host) + 16] = "";
+
+	if (a != NULL && a->port != 0)
+		snprintf(rpc, sizeof(rpc),
+			 strchr(a->host, ':') != NULL ? "[%s]:%u" : "%s:%u",
+			 a->host, (unsigned)a->port);
+	pack_map(w, 3);
+	put_u64(w, "id", id);
+	put_str(w, "name", name);
+	put_str(w, "rpc", rpc);
+}
+
+static void host_members(void *arg, struct pack_w *w)
+{
+	struct metrics *m = arg;
+	const struct members *all = core_members(m->core);
+	const struct identity *id = core_identity(m->core);
+	size_t n = all != NULL ? members_count(all) : 0;
+	size_t i;
+
+	CHECK_OBJ(m, METRICS_MAGIC);
+	pack_array(w, n > 0 ? (uint32_t)n : 1);
+	if (n == 0)
+		member_write(m, id->node_id, id->node_name, w);
+	for (i = 0; i < n; i++)
+		member_write(m, members_at(all, i)->id, members_at(all, i)->name,
+			     w);
+}
+
+static void status_peers(struct metrics *m, struct pack_w *w)
+{
+	struct peer_stats peers[MEMBERS_MAX];
+	size_t n = peers_read(m, peers);
+	size_t i;
+
+	pack_array(w, (uint32_t)n);
+	for (i = 0; i < n; i++) {
+		pack_map(w, 11);
+		put_u64(w, "id", peers[i].node_id);
+		put_str(w, "name", member_name(m, peers[i].node_id));
+		put_bool(w, "raft", peers[i].up[LINK_RAFT]);
+		put_bool(w, "bulk", peers[i].up[LINK_BULK]);
+		put_u64(w, "bytes_in", peers[i].bytes_in);
+		put_u64(w, "bytes_out", peers[i].bytes_out);
+		put_u64(w, "queued", peers[i].queued);
+		put_u64(w, "dropped", peers[i].dropped);
+		put_u64(w, "connects", peers[i].connects);
+		put_u64(w, "refused", peers[i].refused);
+		put_u64(w, "certificate_expires_ms", peers[i].expires_ms);
+	}
+}
+
+static void status_disk(struct metrics *m, struct pack_w *w)
+{
+	uint64_t left;
+	uint64_t size;
+
+	space_read(m, &left, &size);
+	pack_map(w, 2);
+	put_u64(w, "free_bytes", left);
+	put_u64(w, "size_bytes", size);
 }
 
 /* Where the time of calls goes, us since the start: what reads and executes
@@ -317,7 +577,7 @@ static void host_status(void *arg, const struct caller *caller,
 	sample_take(m, &s);
 	log_stats(core_log(m->core), &log);
 	hex_encode(id->cluster_id, ID_BYTES, cluster);
-	pack_map(w, 18);
+	pack_map(w, 29);
 	put_str(w, "node", id->node_name);
 	put_u64(w, "node_id", id->node_id);
 	put_str(w, "cluster", cluster);
@@ -333,6 +593,20 @@ static void host_status(void *arg, const struct caller *caller,
 	put_u64(w, "calls_open", (uint64_t)s.calls_open);
 	put_u64(w, "objects_resident", (uint64_t)s.resident);
 	put_u64(w, "objects_resident_bytes", (uint64_t)s.resident_bytes);
+	put_u64(w, "wall_ms", env_wall_ms(m->env));
+	put_u64(w, "certificate_expires_ms", certificate_ms(m));
+	put_u64(w, "frames", (uint64_t)s.frames);
+	put_u64(w, "peer_frames", (uint64_t)s.peer_frames_out);
+	put_u64(w, "forwards_sent", (uint64_t)s.forwards_sent);
+	put_u64(w, "forwards_served", (uint64_t)s.forwards_served);
+	put_u64(w, "elections", (uint64_t)s.elections);
+	put_u64(w, "rounds", (uint64_t)s.rounds);
+	pack_cstr(w, "disk");
+	status_disk(m, w);
+	pack_cstr(w, "members");
+	host_members(m, w);
+	pack_cstr(w, "peers");
+	status_peers(m, w);
 	pack_cstr(w, "stages");
 	status_stages(m, w);
 	pack_cstr(w, "log");
@@ -340,9 +614,201 @@ static void host_status(void *arg, const struct caller *caller,
 	pack_cstr(w, "shards");
 	pack_array(w, core_shards(m->core));
 	for (i = 0; i < core_shards(m->core); i++)
-		status_shard(core_bridge(m->core, i), w);
+		status_shard(m, core_bridge(m->core, i), w);
 	if (reset_stall)
 		m->stall_ns = 0;
+}
+
+/* shard and transfer. */
+
+static struct pack_bytes text(const char *s)
+{
+	return (struct pack_bytes){ (const uint8_t *)s, strlen(s) };
+}
+
+static void refuse(struct rpc_slot *slot, enum rc rc, uint64_t owner,
+		   const struct detail *why)
+{
+	struct answer a = { .rc = rc,
+			    .outcome = OUTCOME_REFUSED,
+			    .why = why,
+			    .owner = owner,
+			    .shard = UINT32_MAX,
+			    .retry_after_ms = -1 };
+
+	rpc_answer(slot, &a);
+}
+
+static void answer_value(struct rpc_slot *slot, const struct pack_w *w)
+{
+	struct answer a = { .rc = RC_OK,
+			    .result = { w->p, w->n },
+			    .shard = UINT32_MAX,
+			    .retry_after_ms = -1 };
+
+	if (w->rc == RC_OK)
+		rpc_answer(slot, &a);
+	else
+		refuse(slot, RC_OVERLOADED, 0, NULL);
+}
+
+/* The shard that params begin with. */
+static struct bridge *shard_param(struct metrics *m, struct pack_r *r,
+				  uint32_t *params, struct detail *why)
+{
+	uint64_t shard;
+
+	if (pack_get_array(r, params) != RC_OK || *params == 0 ||
+	    pack_get_u64(r, &shard) != RC_OK ||
+	    shard >= core_shards(m->core)) {
+		detail_set(why, RC_INVALID, "shard",
+			   "the shards are numbered 0 to %u",
+			   (unsigned)core_shards(m->core) - 1);
+		return NULL;
+	}
+	return core_bridge(m->core, (uint32_t)shard);
+}
+
+static void view_peers(struct metrics *m, const struct shard_view *v,
+		       struct pack_w *w)
+{
+	uint64_t now = env_now_ms(m->env);
+	const struct shard_peer *p;
+	uint32_t i;
+
+	pack_array(w, v->peers_n);
+	for (i = 0; i < v->peers_n; i++) {
+		p = &v->peers[i];
+		pack_map(w, p->heard_ms != 0 ? 6 : 5);
+		put_u64(w, "id", p->node_id);
+		put_str(w, "name", member_name(m, p->node_id));
+		put_u64(w, "match_index", p->match);
+		put_bool(w, "streaming", p->streaming);
+		put_bool(w, "refused", p->refused);
+		if (p->heard_ms != 0)
+			put_u64(w, "heard_ago_ms", now - p->heard_ms);
+	}
+}
+
+static void host_shard(void *arg, const struct caller *caller,
+		       struct pack_bytes params, struct rpc_slot *slot)
+{
+	struct pack_r r = pack_reader(params.p, params.n);
+	struct detail why = { { 0 }, { 0 } };
+	struct metrics *m = arg;
+	struct shard_view v;
+	struct bridge *b;
+	struct pack_w w;
+	uint32_t n;
+
+	(void)caller;
+	CHECK_OBJ(m, METRICS_MAGIC);
+	b = shard_param(m, &r, &n, &why);
+	if (b == NULL) {
+		refuse(slot, RC_INVALID, 0, &why);
+		return;
+	}
+	memset(&v, 0, sizeof(v));
+	shard_view(bridge_shard(b), &v);
+	pack_w_init(&w, RESULT_BYTES_MAX);
+	pack_map(&w, SHARD_PAIRS + 2);
+	shard_pairs(m, b, &v, &w);
+	put_str(&w, "node", core_identity(m->core)->node_name);
+	pack_cstr(&w, "peers");
+	view_peers(m, &v, &w);
+	answer_value(slot, &w);
+	pack_w_release(&w);
+}
+
+/* The second param: a name, an id, or nothing: whoever is most level. */
+static enum rc transfer_to(struct metrics *m, struct pack_r *r, uint32_t params,
+			   uint64_t *to, struct detail *why)
+{
+	char name[sizeof(((struct member *)0)->name)];
+	const struct members *all = core_members(m->core);
+	const struct member *one = NULL;
+	struct pack_bytes b;
+
+	*to = 0;
+	if (params < 2)
+		return RC_OK;
+	if (pack_get_u64(r, to) == RC_OK)
+		one = all != NULL ? members_find(all, *to) : NULL;
+	else if (pack_get_bytes(r, &b) == RC_OK && b.n < sizeof(name) &&
+		 all != NULL) {
+		snprintf(name, sizeof(name), "%.*s", (int)b.n,
+			 (const char *)b.p);
+		one = members_named(all, name);
+	}
+	if (one == NULL)
+		return detail_set(why, RC_NOT_FOUND, "node",
+				  "there is no such member");
+	*to = one->id;
+	return RC_OK;
+}
+
+static enum rc transfer_begin(struct metrics *m, struct shard *s, uint64_t to,
+			      struct detail *why)
+{
+	enum rc rc = core_transfer(m->core, shard_number(s), to);
+
+	switch ((int)rc) {
+	case RC_OK:
+		return RC_OK;
+	case RC_NOT_LEADER:
+		return detail_set(why, RC_NOT_OWNER, "shard",
+				  "only its owner can hand a shard over");
+	case RC_NOT_FOUND:
+		return detail_set(why, RC_NOT_FOUND, "node",
+				  "no other voter of the shard");
+	case RC_CONFLICT:
+		return detail_set(why, RC_CONFLICT, "shard",
+				  "it is being handed over already");
+	case RC_NO_QUORUM:
+		return detail_set(why, RC_NO_QUORUM, "node",
+				  "that node does not answer");
+	default:
+		return rc_is_wire(rc) ? rc : RC_INTERNAL;
+	}
+}
+
+static void host_transfer(void *arg, const struct caller *caller,
+			  struct pack_bytes params, struct rpc_slot *slot)
+{
+	struct pack_r r = pack_reader(params.p, params.n);
+	struct detail why = { { 0 }, { 0 } };
+	struct metrics *m = arg;
+	enum rc rc = RC_INVALID;
+	struct bridge *b;
+	struct pack_w w;
+	uint64_t to;
+	uint32_t n;
+
+	CHECK_OBJ(m, METRICS_MAGIC);
+	if (!bind_any(core_bind(m->core), caller->principal, caller->tenant,
+		      caller->env, RIGHT_ADMIN)) {
+		detail_set(&why, RC_DENIED, "method",
+			   "transfer is for principals that may administer");
+		refuse(slot, RC_DENIED, 0, &why);
+		return;
+	}
+	b = shard_param(m, &r, &n, &why);
+	if (b != NULL)
+		rc = transfer_to(m, &r, n, &to, &why);
+	if (rc == RC_OK)
+		rc = transfer_begin(m, bridge_shard(b), to, &why);
+	if (rc != RC_OK) {
+		refuse(slot, rc,
+		       rc == RC_NOT_OWNER ? shard_leader(bridge_shard(b)) : 0,
+		       &why);
+		return;
+	}
+	pack_w_init(&w, 256);
+	pack_map(&w, 2);
+	put_u64(&w, "shard", shard_number(bridge_shard(b)));
+	put_str(&w, "from", core_identity(m->core)->node_name);
+	answer_value(slot, &w);
+	pack_w_release(&w);
 }
 
 /* objects and object: heads, read on the storage worker, filtered by what the
@@ -370,11 +836,6 @@ struct listing {
 	char address[ADDRESS_BYTES_MAX + 1];
 };
 
-static struct pack_bytes text(const char *s)
-{
-	return (struct pack_bytes){ (const uint8_t *)s, strlen(s) };
-}
-
 static void listing_free(struct listing *l)
 {
 	pack_w_release(&l->items);
@@ -388,6 +849,7 @@ static void listing_refuse(struct listing *l, enum rc rc,
 	struct answer a = { .rc = rc,
 			    .outcome = OUTCOME_REFUSED,
 			    .why = why,
+			    .shard = UINT32_MAX,
 			    .retry_after_ms = -1 };
 
 	rpc_answer(l->slot, &a);
@@ -399,6 +861,7 @@ static void listing_value(struct listing *l, const struct pack_w *w)
 	struct answer a = { .rc = w->rc == RC_OK ? RC_OK : RC_OVERLOADED,
 			    .outcome = OUTCOME_REFUSED,
 			    .result = { w->p, w->n },
+			    .shard = UINT32_MAX,
 			    .retry_after_ms = -1 };
 
 	rpc_answer(l->slot, &a);
@@ -767,7 +1230,7 @@ static enum rc object_params(struct listing *l, struct pack_bytes params,
 	if (!l->addr.by_id)
 		placement_id(id->hash_key, l->addr.tenant, l->addr.env,
 			     l->addr.cls, l->addr.name, &l->addr.oid);
-	l->shard = placement_shard(id->hash_key, &l->addr.oid, id->shards);
+	l->shard = route_shard(id, &l->addr);
 	return RC_OK;
 }
 
@@ -824,8 +1287,17 @@ void metrics_host(struct metrics *m, struct rpc_host *host)
 	*host = (struct rpc_host){ .arg = m,
 				   .status = host_status,
 				   .metrics = host_metrics,
+				   .members = host_members,
 				   .objects = host_objects,
-				   .object = host_object };
+				   .object = host_object,
+				   .shard = host_shard,
+				   .transfer = host_transfer };
+}
+
+void metrics_about(struct metrics *m, const struct metrics_about *about)
+{
+	CHECK_OBJ(m, METRICS_MAGIC);
+	m->about = *about;
 }
 
 void metrics_rpc(struct metrics *m, struct rpc *rpc)

@@ -13,12 +13,19 @@
 #include "node/base/crypto.h"
 #include "node/base/limits.h"
 #include "node/base/secret.h"
+#include "node/core/directory.h"
 #include "node/metrics.h"
+#include "node/notify.h"
 #include "node/os/disk_posix.h"
 #include "node/os/env_uv.h"
+#include "node/peer.h"
 #include "node/rpc.h"
 
 #define NODE_MAGIC 0x4e4f4445u
+#define EXPIRES_DAYS                                            \
+	30u /* A certificate with less left is worth a warning. \
+	     */
+#define DAY_MS 86400000u
 
 struct node {
 	uint32_t magic;
@@ -27,15 +34,18 @@ struct node {
 	struct env_uv env;
 	struct disk_posix *posix;
 	struct disk *disk;
+	struct identity id; /* As it was before this boot. */
+	struct tls_context *tls;
+	struct peers *peers; /* NULL: this node is alone. */
 	struct bind *bind;
 	struct core *core;
+	struct directory *directory;
 	struct rpc *rpc;
 	struct metrics *metrics;
 	uv_signal_t sigterm;
 	uv_signal_t sigint;
-	bool signals;
+	uv_signal_t sighup;
 	bool stopping;
-	int exit_code;
 };
 
 static void log_to_stderr(void *arg, const char *line, size_t n)
@@ -135,8 +145,19 @@ static enum rc pid_write(const char *path, struct detail *why)
 	return RC_OK;
 }
 
-/* Stopping, in order: no new connections, calls end, state is checkpointed,
- * connections close, handles close, the loop ends. */
+/* A supervisor that does not listen is no reason to stop. */
+static void supervisor_tell(const char *state)
+{
+	struct detail why = { { 0 }, { 0 } };
+
+	if (notify_send(state, &why) != RC_OK)
+		LOG_WARN("supervisor_deaf", F("state", state),
+			 F("why", why.text));
+}
+
+/* Stopping, in order: no new connections, leaderships are handed over, calls
+ * end, state is checkpointed, the links to the others close, connections
+ * close, handles close, the loop ends. */
 
 static void env_closed(struct env_uv *e)
 {
@@ -156,9 +177,19 @@ static void rpc_closed(void *arg)
 	node->rpc = NULL;
 	uv_close((uv_handle_t *)&node->sigterm, signal_closed);
 	uv_close((uv_handle_t *)&node->sigint, signal_closed);
+	uv_close((uv_handle_t *)&node->sighup, signal_closed);
 	if (node->metrics != NULL)
 		metrics_close(node->metrics);
 	env_uv_close(&node->env, env_closed);
+}
+
+static void peers_closed(void *arg)
+{
+	struct node *node = arg;
+
+	CHECK_OBJ(node, NODE_MAGIC);
+	node->peers = NULL;
+	rpc_close(node->rpc, rpc_closed, node);
 }
 
 static void core_closed(void *arg)
@@ -167,7 +198,12 @@ static void core_closed(void *arg)
 
 	CHECK_OBJ(node, NODE_MAGIC);
 	node->core = NULL;
-	rpc_close(node->rpc, rpc_closed, node);
+	directory_free(node->directory);
+	node->directory = NULL;
+	if (node->peers != NULL)
+		peers_close(node->peers, peers_closed, node);
+	else
+		rpc_close(node->rpc, rpc_closed, node);
 }
 
 static void node_stop(struct node *node)
@@ -176,6 +212,7 @@ static void node_stop(struct node *node)
 		return;
 	node->stopping = true;
 	LOG_INFO("node_stopping", F("node", node->cfg->node_name));
+	supervisor_tell("STOPPING=1");
 	rpc_stop_listening(node->rpc);
 	core_close(node->core, core_closed, node);
 }
@@ -187,6 +224,77 @@ static void node_signalled(uv_signal_t *s, int number)
 	(void)number;
 	CHECK_OBJ(node, NODE_MAGIC);
 	node_stop(node);
+}
+
+/* Certificates. */
+
+/* Whoever shows a certificate is the node that it names: another's, or that of
+ * another cluster, would be refused by everybody, one connection at a time. */
+static enum rc tls_open(const struct node *node, struct tls_context **out,
+			struct detail *why)
+{
+	const struct config *cfg = node->cfg;
+	char cluster[2 * ID_BYTES + 1];
+	char want[TLS_URI_BYTES_MAX];
+	struct detail said = { { 0 }, { 0 } };
+	enum rc rc;
+
+	rc = tls_context_new(cfg->tls_ca, cfg->tls_cert, cfg->tls_key, out,
+			     &said);
+	if (rc != RC_OK) {
+		char field[16];
+
+		snprintf(field, sizeof(field), "tls.%.8s", said.field);
+		return detail_set(why, rc, field, "%s", said.text);
+	}
+	hex_encode(node->id.cluster_id, ID_BYTES, cluster);
+	snprintf(want, sizeof(want), "spiffe://%s/node/%" PRIu64, cluster,
+		 node->id.node_id);
+	if (strcmp(tls_context_uri(*out), want) == 0)
+		return RC_OK;
+	detail_set(why, RC_INVALID, "tls.cert",
+		   "it is that of %.110s, and this is %s",
+		   tls_context_uri(*out), want);
+	tls_context_free(*out);
+	*out = NULL;
+	return RC_INVALID;
+}
+
+static void tls_told(struct node *node)
+{
+	uint64_t now = env_wall_ms(&node->env.env);
+	uint64_t end = tls_context_expires_ms(node->tls);
+	uint64_t days = end > now ? (end - now) / DAY_MS : 0;
+
+	if (days < EXPIRES_DAYS)
+		LOG_WARN("certificate_expires", F("days", days));
+	else
+		LOG_INFO("certificate_loaded", F("days", days));
+}
+
+/* SIGHUP: new files for new connections; wrong ones change nothing. */
+static void node_reload(uv_signal_t *s, int number)
+{
+	struct node *node = s->data;
+	struct tls_context *old = node->tls;
+	struct detail why = { { 0 }, { 0 } };
+
+	(void)number;
+	CHECK_OBJ(node, NODE_MAGIC);
+	if (old == NULL || node->stopping)
+		return;
+	if (tls_open(node, &node->tls, &why) != RC_OK) {
+		node->tls = old;
+		LOG_ERROR("certificate_refused", F("field", why.field),
+			  F("why", why.text));
+		return;
+	}
+	if (node->peers != NULL)
+		peers_tls(node->peers, node->tls);
+	if (node->rpc != NULL)
+		rpc_tls(node->rpc, node->tls);
+	tls_context_free(old);
+	tls_told(node);
 }
 
 /* Starting. */
@@ -211,14 +319,13 @@ static enum rc node_make_disk(struct node *node, struct detail *why)
 			       .segment_bytes = cfg->segment_bytes };
 
 	snprintf(id.node_name, sizeof(id.node_name), "%s", cfg->node_name);
-	return core_format(node->disk, &node->env.env, &id, why);
+	return core_format(node->disk, &node->env.env, &id, NULL, 0, why);
 }
 
 static enum rc node_open_disk(struct node *node, bool format,
 			      struct detail *why)
 {
 	const struct config *cfg = node->cfg;
-	struct identity id;
 	enum rc rc;
 
 	rc = format ? make_dirs(cfg->data, why) : RC_OK;
@@ -226,9 +333,9 @@ static enum rc node_open_disk(struct node *node, bool format,
 		rc = node_take_disk(node, format, why);
 	if (rc != RC_OK || !format)
 		return rc;
-	rc = identity_read(node->disk, &id, NULL);
+	rc = identity_read(node->disk, &node->id, NULL);
 	if (rc != RC_NOT_FOUND)
-		return RC_OK; /* core_open says what is wrong with it. */
+		return RC_OK; /* node_check_identity says what is wrong. */
 	return node_make_disk(node, why);
 }
 
@@ -237,28 +344,65 @@ static enum rc node_open_bind(struct node *node, struct detail *why)
 	enum rc rc = bind_new(&node->bind);
 	size_t i;
 
+	/* Those of a cluster come from its directory. */
+	if (node->cfg->peers_n > 0)
+		return rc;
 	for (i = 0; rc == RC_OK && i < node->cfg->grants_n; i++)
 		rc = bind_grant(node->bind, &node->cfg->grants[i], why);
 	return rc;
 }
 
+static enum rc node_open_peers(struct node *node, struct detail *why)
+{
+	const struct config *cfg = node->cfg;
+	struct peer_address at[MEMBERS_MAX];
+	struct peers_config p = {
+		.node_id = node->id.node_id,
+		.listen_host = cfg->listen_peer.host,
+		.listen_port = cfg->listen_peer.port,
+		.peers = at,
+		.peers_n = cfg->peers_n,
+		.dead_ms = 4 * cfg->core.election_ms,
+	};
+	size_t i;
+
+	for (i = 0; i < cfg->peers_n; i++) {
+		at[i].id = cfg->peers[i].id;
+		at[i].port = cfg->peers[i].peer.port;
+		snprintf(at[i].host, sizeof(at[i].host), "%s",
+			 cfg->peers[i].peer.host);
+	}
+	hex_encode(node->id.cluster_id, ID_BYTES, p.cluster);
+	return peers_open(&node->loop, &node->env.env, &p, node->tls,
+			  &node->peers, why);
+}
+
 static enum rc node_open_rpc(struct node *node, struct detail *why)
 {
+	const struct config *cfg = node->cfg;
 	const struct rpc_config rpc_cfg = {
-		.socket_path = node->cfg->socket,
-		.connections_max = node->cfg->connections_max,
+		.socket_path = cfg->socket,
+		.listen_host =
+			cfg->listen_rpc.port != 0 ? cfg->listen_rpc.host : NULL,
+		.listen_port = cfg->listen_rpc.port,
+		.tls = node->tls,
+		.connections_max = cfg->connections_max,
 		.frame_stall_ms = FRAME_STALL_MS,
 		.write_stall_ms = WRITE_STALL_MS,
 	};
+	const struct metrics_about about = { .cfg = cfg,
+					     .peers = &node->peers,
+					     .tls = &node->tls };
 	struct rpc_host host;
 	enum rc rc;
 
-	if (node->cfg->socket[0] == '\0')
+	if (cfg->socket[0] == '\0' && cfg->listen_rpc.port == 0)
 		return detail_set(why, RC_INVALID, "listen.socket",
 				  "is missing: a node that nobody can call");
 	rc = metrics_open(&node->loop, &node->env, node->core, &node->metrics);
 	if (rc != RC_OK)
 		return rc;
+	metrics_about(node->metrics, &about);
 	metrics_host(node->metrics, &host);
 	rc = rpc_open(&node->loop, &node->env.env, node->core, &rpc_cfg, &host,
 		      &node->rpc, why);
@@ -270,6 +414,32 @@ static enum rc node_open_rpc(struct node *node, struct detail *why)
 static void node_ready(void *arg)
 {
 	struct node *node = arg;
+
+	CHECK_OBJ(node, NODE_MAGIC);
+	LOG_INFO("node_ready", F("node", node->cfg->node_name),
+		 F("socket", node->cfg->socket),
+		 F("shards", core_shards(node->core)),
+		 F("boot", core_identity(node->core)->boot));
+	supervisor_tell("READY=1");
+}
+
+static enum rc node_open_directory(struct node *node)
+{
+	const struct directory_config cfg = {
+		.ttl_ms = DIRECTORY_TTL_MS,
+		.grants = node->cfg->grants,
+		.grants_n = node->cfg->grants_n,
+	};
+
+	return directory_new(node->core, node->bind, &cfg, node_ready, node,
+			     &node->directory);
+}
+
+/* The core is up: alone, it leads; with peers, it has just started, and
+ * whoever calls is told when there is no majority yet. */
+static void node_up(void *arg)
+{
+	struct node *node = arg;
 	struct detail why = { { 0 }, { 0 } };
 	enum rc rc;
 
@@ -278,44 +448,94 @@ static void node_ready(void *arg)
 	rc = node_open_rpc(node, &why);
 	if (rc == RC_OK)
 		rc = pid_write(node->cfg->pid_file, &why);
+	if (rc == RC_OK && node->peers != NULL)
+		rc = node_open_directory(node);
 	if (rc != RC_OK)
 		give_up(rc, &why);
 	uv_signal_start(&node->sigterm, node_signalled, SIGTERM);
 	uv_signal_start(&node->sigint, node_signalled, SIGINT);
-	LOG_INFO("node_ready", F("node", node->cfg->node_name),
-		 F("socket", node->cfg->socket),
-		 F("shards", core_shards(node->core)),
-		 F("boot", core_identity(node->core)->boot));
+	if (node->peers == NULL)
+		node_ready(node);
+	else
+		LOG_INFO("node_listening", F("node", node->cfg->node_name),
+			 F("socket", node->cfg->socket),
+			 F("boot", core_identity(node->core)->boot));
 }
 
-/* Principals are named after the node of the data directory: a configuration
- * that says another name would grant to nobody. */
-static enum rc node_check_name(struct node *node, struct detail *why)
+/* Principals and certificates are named after the node of the data directory:
+ * a configuration that says another name would grant to nobody. */
+static enum rc node_check_identity(struct node *node, struct detail *why)
 {
 	const struct config *cfg = node->cfg;
-	struct identity id;
+	enum rc rc = identity_read(node->disk, &node->id, why);
 
-	if (identity_read(node->disk, &id, NULL) != RC_OK)
-		return RC_OK; /* core_open says what is wrong with it. */
-	if (cfg->named && strcmp(id.node_name, cfg->node_name) != 0)
+	if (rc != RC_OK)
+		return rc;
+	if (cfg->named && strcmp(node->id.node_name, cfg->node_name) != 0)
 		return detail_set(why, RC_INVALID, "node.name",
 				  "the data directory is that of node `%s`",
-				  id.node_name);
-	if (cfg->numbered && id.node_id != cfg->node_id)
+				  node->id.node_name);
+	if (cfg->numbered && node->id.node_id != cfg->node_id)
 		return detail_set(why, RC_INVALID, "node.id",
 				  "the data directory is that of node %" PRIu64,
-				  id.node_id);
+				  node->id.node_id);
 	return RC_OK;
+}
+
+/* Who the others are stands in the data directory, where they are in the
+ * configuration. */
+static enum rc node_check_members(const struct node *node, struct detail *why)
+{
+	const struct config *cfg = node->cfg;
+	const struct members *m = core_members(node->core);
+	size_t i;
+
+	if (members_count(m) != cfg->peers_n + 1)
+		return detail_set(why, RC_INVALID, "peers",
+				  "has %zu: by its data directory this node is "
+				  "one of %zu",
+				  cfg->peers_n, members_count(m));
+	for (i = 0; i < cfg->peers_n; i++) {
+		const struct config_peer *p = &cfg->peers[i];
+		const struct member *known = members_find(m, p->id);
+
+		if (known == NULL || strcmp(known->name, p->name) != 0)
+			return detail_set(why, RC_INVALID, "peers",
+					  "the data directory knows no node "
+					  "%" PRIu64 " with the name `%s`",
+					  p->id, p->name);
+	}
+	return RC_OK;
+}
+
+static enum rc node_open_core(struct node *node, struct detail *why)
+{
+	struct link *links[LINKS] = { NULL };
+	bool alone = node->peers == NULL;
+	enum rc rc;
+	int k;
+
+	for (k = 0; k < LINKS && !alone; k++)
+		links[k] = peers_link(node->peers, (enum link_kind)k);
+	rc = core_open(&node->env.env, node->disk, alone ? NULL : links,
+		       &node->cfg->core, node->bind, node_up, node, &node->core,
+		       why);
+	if (rc == RC_OK)
+		rc = node_check_members(node, why);
+	return rc;
 }
 
 static enum rc node_open(struct node *node, bool format, struct detail *why)
 {
+	uv_signal_t *signals[] = { &node->sigterm, &node->sigint,
+				   &node->sighup };
 	enum rc rc;
+	size_t i;
 
-	uv_signal_init(&node->loop, &node->sigterm);
-	uv_signal_init(&node->loop, &node->sigint);
-	node->sigterm.data = node;
-	node->sigint.data = node;
+	for (i = 0; i < ARRAY_LEN(signals); i++) {
+		uv_signal_init(&node->loop, signals[i]);
+		signals[i]->data = node;
+	}
 	rc = env_uv_open(&node->env, &node->loop);
 	if (rc != RC_OK)
 		return rc;
@@ -324,13 +544,19 @@ static enum rc node_open(struct node *node, bool format, struct detail *why)
 	panic_hook(log_ring_dump, NULL);
 	rc = node_open_disk(node, format, why);
 	if (rc == RC_OK)
+		rc = node_check_identity(node, why);
+	if (rc == RC_OK)
 		rc = node_open_bind(node, why);
+	if (rc == RC_OK && node->cfg->tls_cert[0] != '\0')
+		rc = tls_open(node, &node->tls, why);
+	if (rc == RC_OK && node->tls != NULL) {
+		uv_signal_start(&node->sighup, node_reload, SIGHUP);
+		tls_told(node);
+	}
+	if (rc == RC_OK && node->cfg->peers_n > 0)
+		rc = node_open_peers(node, why);
 	if (rc == RC_OK)
-		rc = node_check_name(node, why);
-	if (rc == RC_OK)
-		rc = core_open(&node->env.env, node->disk, NULL,
-			       &node->cfg->core, node->bind, node_ready, node,
-			       &node->core, why);
+		rc = node_open_core(node, why);
 	return rc;
 }
 
@@ -366,6 +592,7 @@ int node_run(const struct config *cfg, bool format)
 	LOG_INFO("node_stopped", F("node", cfg->node_name));
 	disk_posix_close(node->posix);
 	bind_free(node->bind);
+	tls_context_free(node->tls);
 	secret_arena_close();
 	node->magic = 0;
 	free(node);
@@ -374,33 +601,79 @@ int node_run(const struct config *cfg, bool format)
 
 /* Offline. */
 
-int node_format(const struct config *cfg)
+/* Which of core_format's ways. */
+enum making { MAKE_NEW, MAKE_LOST };
+
+static enum rc data_format(struct disk *disk, struct env *env,
+			   enum making making, struct identity *id,
+			   const struct member *members, size_t n,
+			   struct detail *why)
 {
-	/* What is open in it ends with the process. */
-	static struct node only;
-	struct node *node = &only;
-	struct detail why = { { 0 }, { 0 } };
-	struct identity id;
+	struct identity there;
+	enum rc rc = disk->ops->lock(disk, why);
+
+	if (rc != RC_OK)
+		return rc;
+	if (identity_read(disk, &there, NULL) != RC_NOT_FOUND)
+		return detail_set(why, RC_EXISTS, "data",
+				  "it is a data directory already");
+	return making == MAKE_LOST
+		       ? core_format_lost(disk, env, id, members, n, why)
+		       : core_format(disk, env, id, members, n, why);
+}
+
+/* On a loop of its own, for what the vtables stand on. */
+static enum rc data_make(const char *data, enum making making,
+			 struct identity *id, const struct member *members,
+			 size_t n, struct detail *why)
+{
+	struct env_uv *env = calloc(1, sizeof(*env));
+	struct disk_posix *posix = NULL;
+	uv_loop_t loop;
 	enum rc rc;
 
-	node->magic = NODE_MAGIC;
-	node->cfg = cfg;
+	if (env == NULL)
+		return RC_NOMEM;
+	if (uv_loop_init(&loop) != 0) {
+		free(env);
+		return RC_NOMEM;
+	}
+	rc = make_dirs(data, why);
+	if (rc == RC_OK)
+		rc = disk_posix_open(data, true, &posix, why);
+	if (rc == RC_OK)
+		rc = env_uv_open(env, &loop);
+	if (rc == RC_OK) {
+		rc = data_format(disk_posix_disk(posix), &env->env, making, id,
+				 members, n, why);
+		env_uv_close(env, env_closed);
+	}
+	uv_run(&loop, UV_RUN_DEFAULT);
+	CHECK(uv_loop_close(&loop) == 0);
+	disk_posix_close(posix);
+	free(env);
+	return rc;
+}
+
+enum rc node_make(const char *data, struct identity *id,
+		  const struct member *members, size_t n, struct detail *why)
+{
+	return data_make(data, MAKE_NEW, id, members, n, why);
+}
+
+int node_format(const struct config *cfg)
+{
+	struct identity id = { .node_id = cfg->node_id,
+			       .shards = cfg->shards,
+			       .segment_bytes = cfg->segment_bytes };
+	struct detail why = { { 0 }, { 0 } };
+	enum rc rc;
+
 	umask(0077);
+	snprintf(id.node_name, sizeof(id.node_name), "%s", cfg->node_name);
 	rc = crypto_init();
-	if (rc == RC_OK && uv_loop_init(&node->loop) != 0)
-		rc = RC_NOMEM;
 	if (rc == RC_OK)
-		rc = env_uv_open(&node->env, &node->loop);
-	if (rc == RC_OK)
-		rc = make_dirs(cfg->data, &why);
-	if (rc == RC_OK)
-		rc = node_take_disk(node, true, &why);
-	if (rc == RC_OK)
-		rc = identity_read(node->disk, &id, NULL) != RC_NOT_FOUND
-			     ? detail_set(&why, RC_EXISTS, "data",
-					  "%.150s is a data directory already",
-					  cfg->data)
-			     : node_make_disk(node, &why);
+		rc = node_make(cfg->data, &id, NULL, 0, &why);
 	if (rc != RC_OK)
 		return complain(rc, &why);
 	return NODE_EXIT_OK;
@@ -450,5 +723,116 @@ int node_log_verify(const char *data, bool dump)
 	if (rc != RC_OK)
 		return complain(rc, &why);
 	printf("the log is whole\n");
+	return NODE_EXIT_OK;
+}
+
+int node_adopt(const char *data)
+{
+	struct detail why = { { 0 }, { 0 } };
+	struct disk_posix *posix = NULL;
+	struct identity id;
+	struct disk *disk;
+	enum rc rc = disk_posix_open(data, false, &posix, &why);
+
+	if (rc == RC_OK) {
+		disk = disk_posix_disk(posix);
+		rc = disk->ops->lock(disk, &why);
+		if (rc == RC_OK)
+			rc = identity_adopt(disk, &id, &why);
+	}
+	disk_posix_close(posix);
+	if (rc != RC_OK)
+		return complain(rc, &why);
+	printf("%s is the data directory of %s (node %" PRIu64
+	       ") from now on\n",
+	       data, id.node_name, id.node_id);
+	if (id.boot > 0)
+		printf("The original must never start again, and what it did "
+		       "since this copy was made\nis not here: peers refuse "
+		       "it when it is older than what they saw.\n");
+	return NODE_EXIT_OK;
+}
+
+/* What the other member's directory says, which may be in use. */
+static enum rc like_read(const struct node_reset *r, struct identity *id,
+			 struct member *members, size_t *n, struct detail *why)
+{
+	struct disk_posix *posix = NULL;
+	enum rc rc = disk_posix_open(r->like, false, &posix, why);
+
+	if (rc == RC_OK)
+		rc = identity_read(disk_posix_disk(posix), id, why);
+	if (rc == RC_OK)
+		rc = members_read(disk_posix_disk(posix), members, n, why);
+	disk_posix_close(posix);
+	return rc;
+}
+
+/* As the others know it, but for the disk. */
+static enum rc reset_plan(const struct node_reset *r, struct identity *id,
+			  struct member *members, size_t *n, struct detail *why)
+{
+	struct member *self = NULL;
+	size_t i;
+	enum rc rc = like_read(r, id, members, n, why);
+
+	if (rc != RC_OK)
+		return rc;
+	if (id->node_id == r->node_id)
+		return detail_set(why, RC_INVALID, "like",
+				  "%.150s is that node's own: it is needed "
+				  "from another member",
+				  r->like);
+	for (i = 0; i < *n; i++)
+		if (members[i].id == r->node_id)
+			self = &members[i];
+	if (self == NULL)
+		return detail_set(why, RC_INVALID, "node",
+				  "there is no member %" PRIu64, r->node_id);
+	memcpy(self->incarnation, r->incarnation, ID_BYTES);
+	self->boot = 0;
+	memset(self->nonce, 0, ID_BYTES);
+	id->node_id = self->id;
+	memcpy(id->node_name, self->name, sizeof(id->node_name));
+	memcpy(id->incarnation, r->incarnation, ID_BYTES);
+	id->boot = 0;
+	memset(id->nonce, 0, ID_BYTES);
+	return RC_OK;
+}
+
+/* Whatever lies there may be all that is left of something: a person moves it
+ * away. */
+static enum rc reset_place(const char *data, struct detail *why)
+{
+	if (rmdir(data) == 0 || errno == ENOENT)
+		return RC_OK;
+	return detail_set(why, RC_EXISTS, "data",
+			  "%.150s must be empty or absent: move away what is "
+			  "there",
+			  data);
+}
+
+int node_reset(const struct node_reset *r)
+{
+	struct member members[MEMBERS_MAX];
+	struct detail why = { { 0 }, { 0 } };
+	struct identity id;
+	size_t n = 0;
+	enum rc rc;
+
+	umask(0077);
+	rc = crypto_init();
+	if (rc == RC_OK)
+		rc = reset_plan(r, &id, members, &n, &why);
+	if (rc == RC_OK)
+		rc = reset_place(r->data, &why);
+	if (rc == RC_OK && !r->dry)
+		rc = data_make(r->data, MAKE_LOST, &id, members, n, &why);
+	if (rc != RC_OK)
+		return complain(rc, &why);
+	if (!r->dry)
+		printf("%s is the new data directory of %s (node %" PRIu64
+		       "), empty: the others fill it when it starts\n",
+		       r->data, id.node_name, id.node_id);
 	return NODE_EXIT_OK;
 }

@@ -27,6 +27,23 @@ int node_run(const struct config *cfg, bool format);
 
 /* `holdfast init` and friends, without a running node. */
 int node_format(const struct config *cfg);
+/* Format the directory `data`, which is made when it is absent, as core_format
+ * does; `members` may be none. RC_EXISTS: it is a data directory already. */
+enum rc node_make(const char *data, struct identity *id,
+		  const struct member *members, size_t n, struct detail *why);
 int node_log_verify(const char *data, bool dump);
+/* A directory that was moved on purpose: identity_adopt. */
+int node_adopt(const char *data);
+
+/* What `holdfast node reset` has decided. */
+struct node_reset {
+	const char
+		*data; /* Of the member whose disk was lost; not there yet. */
+	uint64_t node_id;
+	const char *like; /* The data directory of another member. */
+	uint8_t incarnation[ID_BYTES];
+	bool dry; /* Only say whether it can be done. */
+};
+int node_reset(const struct node_reset *r);
 
 #endif

@@ -1,6 +1,7 @@
 #include "node/rpc.h"
 
 #include <errno.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,6 +17,7 @@
 #include "node/base/crypto.h"
 #include "node/base/limits.h"
 #include "node/base/logline.h"
+#include "node/base/mutant.h"
 #include "node/base/pool.h"
 #include "node/core/internal.h"
 
@@ -24,10 +26,34 @@
 #define SLOT_MAGIC 0x534c4f54u
 
 #define SWEEP_MS         1000u
+#define KEEPALIVE_S      60u
+#define CIPHER_BYTES     (64u << 10)  /* One read of ciphertext. */
+#define SEAL_BYTES       (256u << 10) /* Sealed ahead of the socket. */
+#define HANDSHAKE_BYTES  (64u << 10)  /* More is no handshake. */
+#define CROWDED_MS       1000u        /* Its share when many wait. */
+#define REFUSED_LOG_MS   1000u
 #define FORGET_BYTES_MIN 4096u
 #define PROTOCOL_VERSION 1u
 
 struct conn;
+
+enum {
+	LISTEN_UNIX,
+	LISTEN_TCP,
+	LISTENERS,
+};
+
+struct listener {
+	struct rpc *rpc;
+	bool open;
+	bool owed; /* One has come and was not accepted yet. */
+	union {
+		uv_handle_t handle;
+		uv_stream_t stream;
+		uv_pipe_t pipe;
+		uv_tcp_t tcp;
+	};
+};
 
 struct rpc_slot {
 	uint32_t magic;
@@ -47,12 +73,18 @@ struct conn {
 	bool dirty;   /* In the list of those with something to write. */
 	bool waiting; /* In the list of those with frames left to begin. */
 	bool writing; /* A uv_write is under way. */
+	bool shaking; /* In the list of handshakes. */
+	bool secure;  /* TCP and TLS. */
 	struct rpc *rpc;
 	union {
 		uv_handle_t handle;
 		uv_stream_t stream;
 		uv_pipe_t pipe;
+		uv_tcp_t tcp;
 	};
+	struct tls *tls; /* From its first bytes on. */
+	uint64_t since_ms;
+	size_t shaken; /* Bytes of its handshake. */
 	struct caller caller;
 	char principal[PRINCIPAL_BYTES_MAX + 1];
 	uint64_t number;
@@ -65,10 +97,11 @@ struct conn {
 	uint64_t partial_ms; /* Since when a frame is unfinished; 0: none. */
 
 	struct pack_w out;  /* Filled by answers. */
-	struct pack_w wire; /* Being written by libuv. */
+	struct pack_w wire; /* Being written by libuv, or sealed. */
 	size_t wire_at;
-	uint64_t stuck_ms; /* Since when nothing could be written. */
-	size_t stuck_left; /* How much was left then. */
+	struct pack_w sealed; /* With TLS: being written by libuv. */
+	uint64_t stuck_ms;    /* Since when nothing could be written. */
+	size_t stuck_left;    /* How much was left then. */
 	uv_write_t write;
 
 	uint32_t calls;
@@ -78,6 +111,7 @@ struct conn {
 	TAILQ_ENTRY(conn) link;
 	STAILQ_ENTRY(conn) dirty_link;
 	STAILQ_ENTRY(conn) waiting_link;
+	TAILQ_ENTRY(conn) shake_link;
 };
 
 struct rpc {
@@ -87,30 +121,34 @@ struct rpc {
 	struct core *core;
 	struct rpc_host host;
 	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
+	char cluster[2 * ID_BYTES + 1];
 	uint32_t connections_max;
-	union {
-		uv_handle_t handle;
-		uv_stream_t stream;
-		uv_pipe_t pipe;
-	};
+	struct listener listeners[LISTENERS];
+	uint16_t port;
+	struct tls_context *tls; /* The caller's. */
+	uint8_t *cipher;         /* One read, of whichever connection. */
 	uint32_t frame_stall_ms;
 	uint32_t write_stall_ms;
+	uint32_t handshake_ms;
 	uint32_t sweep_ms;
-	bool accept_owed; /* No memory for one that has come. */
-	bool listening;
+	uint32_t steps; /* Of handshakes, in this turn. */
 	bool closing;
 	uint32_t open_handles;
 	struct pool slots;
 	TAILQ_HEAD(, conn) conns;
 	STAILQ_HEAD(, conn) dirty;
 	STAILQ_HEAD(, conn) waiting;
+	TAILQ_HEAD(, conn) handshakes; /* The oldest first. */
 	struct env_task send_task;
+	struct env_task steps_task;
 	struct env_timer again; /* Begins what a turn left over. */
 	struct env_timer sweep;
 	uint64_t in_bytes;
 	uint64_t out_bytes;
 	uint64_t next_number;
 	uint64_t next_id;
+	uint64_t refused_log_ms;
+	uint64_t refused_unsaid;
 	struct rpc_stats stats;
 	void (*closed)(void *arg);
 	void *closed_arg;
@@ -120,6 +158,7 @@ static void conn_close(struct conn *c);
 static void conn_begin(struct conn *c);
 static void conn_again(struct conn *c);
 static void conn_maybe_end(struct conn *c);
+static void conn_flush(struct conn *c);
 
 /* Writing. */
 
@@ -136,7 +175,7 @@ static void conn_dirty(struct conn *c)
 
 static size_t conn_unsent(const struct conn *c)
 {
-	return c->out.n + (c->wire.n - c->wire_at);
+	return c->out.n + (c->wire.n - c->wire_at) + c->sealed.n;
 }
 
 /* Answers that wait for their commit are on their way here too. */
@@ -186,9 +225,14 @@ static void conn_written(uv_write_t *req, int status)
 
 	CHECK_OBJ(c, CONN_MAGIC);
 	c->writing = false;
-	c->rpc->out_bytes -= c->wire.n - c->wire_at;
-	c->wire_at = 0;
-	conn_out_empty(&c->wire);
+	if (c->secure) {
+		c->rpc->out_bytes -= c->sealed.n;
+		conn_out_empty(&c->sealed);
+	} else {
+		c->rpc->out_bytes -= c->wire.n - c->wire_at;
+		c->wire_at = 0;
+		conn_out_empty(&c->wire);
+	}
 	c->stuck_ms = 0;
 	if (c->closing)
 		return;
@@ -196,7 +240,7 @@ static void conn_written(uv_write_t *req, int status)
 		conn_close(c);
 		return;
 	}
-	if (c->out.n > 0)
+	if (conn_unsent(c) > 0)
 		conn_dirty(c);
 	if (c->eof)
 		conn_maybe_end(c);
@@ -204,48 +248,152 @@ static void conn_written(uv_write_t *req, int status)
 		conn_begin(c); /* It may have paused for us. */
 }
 
-static void conn_flush(struct conn *c)
+/* How many bytes the socket took; < 0: the connection was closed. */
+static ssize_t conn_try(struct conn *c, const uint8_t *p, size_t n)
 {
 	struct rpc *rpc = c->rpc;
-	struct pack_w swap;
-	uv_buf_t buf;
-	int n;
+	uv_buf_t buf = uv_buf_init((char *)p, (unsigned)n);
+	int took = uv_try_write(&c->stream, &buf, 1);
 
-	if (c->writing || c->out.n == 0)
-		return;
-	buf = uv_buf_init((char *)c->out.p, (unsigned)c->out.n);
-	n = uv_try_write(&c->stream, &buf, 1);
 	rpc->stats.writes++;
-	if (n < 0 && n != UV_EAGAIN) {
+	if (took < 0 && took != UV_EAGAIN) {
 		conn_close(c);
-		return;
+		return -1;
 	}
-	if (n < 0)
-		n = 0;
-	rpc->stats.bytes_out += (uint64_t)n;
-	rpc->out_bytes -= (uint64_t)n;
-	if ((size_t)n == c->out.n) {
-		conn_out_empty(&c->out);
-		/* It may have paused for us, and no write will tell. */
-		if (!c->reading && !c->eof && c->in_at < c->in_n)
-			conn_again(c);
-		conn_maybe_end(c);
-		return;
-	}
-	swap = c->wire;
-	c->wire = c->out;
-	c->out = swap;
-	c->wire_at = (size_t)n;
+	if (took < 0)
+		took = 0;
+	rpc->stats.bytes_out += (uint64_t)took;
+	return took;
+}
+
+/* The rest, when the socket takes it. `p` stays in place until then. */
+static void conn_later(struct conn *c, const uint8_t *p, size_t n)
+{
+	uv_buf_t buf = uv_buf_init((char *)p, (unsigned)n);
+
 	c->writing = true;
-	c->stuck_ms = env_now_ms(rpc->env);
-	c->stuck_left = c->wire.n - c->wire_at;
+	c->stuck_ms = env_now_ms(c->rpc->env);
+	c->stuck_left = n;
 	c->write.data = c;
-	buf = uv_buf_init((char *)c->wire.p + c->wire_at,
-			  (unsigned)(c->wire.n - c->wire_at));
 	if (uv_write(&c->write, &c->stream, &buf, 1, conn_written) < 0) {
 		c->writing = false;
 		conn_close(c);
 	}
+}
+
+/* Everything has left. */
+static void conn_flushed(struct conn *c)
+{
+	/* It may have paused for us, and no write will tell. */
+	if (!c->reading && !c->eof && c->in_at < c->in_n)
+		conn_again(c);
+	conn_maybe_end(c);
+}
+
+static void out_to_wire(struct conn *c)
+{
+	struct pack_w swap = c->wire;
+
+	c->wire = c->out;
+	c->out = swap;
+	c->wire_at = 0;
+}
+
+static void conn_flush_plain(struct conn *c)
+{
+	ssize_t n;
+
+	if (c->out.n == 0)
+		return;
+	n = conn_try(c, c->out.p, c->out.n);
+	if (n < 0)
+		return;
+	c->rpc->out_bytes -= (uint64_t)n;
+	if ((size_t)n == c->out.n) {
+		conn_out_empty(&c->out);
+		conn_flushed(c);
+		return;
+	}
+	out_to_wire(c);
+	c->wire_at = (size_t)n;
+	conn_later(c, c->wire.p + c->wire_at, c->wire.n - c->wire_at);
+}
+
+/* Seals a piece of what is to be sent. False: nothing is, or no memory. */
+static bool conn_seal(struct conn *c)
+{
+	size_t n;
+
+	if (c->wire_at == c->wire.n) {
+		conn_out_empty(&c->wire);
+		c->wire_at = 0;
+		if (c->out.n == 0)
+			return false;
+		out_to_wire(c);
+	}
+	n = c->wire.n - c->wire_at;
+	if (n > SEAL_BYTES)
+		n = SEAL_BYTES;
+	if (tls_write(c->tls, c->wire.p + c->wire_at, n) != RC_OK) {
+		conn_close(c);
+		return false;
+	}
+	c->wire_at += n;
+	c->rpc->out_bytes -= n;
+	return true;
+}
+
+/* What the socket did not take of the sealed bytes waits in a buffer of its
+ * own: those of libssl move. */
+static void conn_seal_later(struct conn *c, const uint8_t *p, size_t n)
+{
+	pack_raw(&c->sealed, p, n);
+	if (c->sealed.rc != RC_OK) {
+		conn_close(c);
+		return;
+	}
+	c->rpc->out_bytes += n;
+	tls_sent(c->tls, n);
+	conn_later(c, c->sealed.p, c->sealed.n);
+}
+
+static void conn_flush_tls(struct conn *c)
+{
+	const uint8_t *p;
+	bool any = false;
+	ssize_t took;
+	size_t n;
+
+	for (;;) {
+		tls_output(c->tls, &p, &n);
+		if (n == 0) {
+			if (!tls_ready(c->tls) || !conn_seal(c))
+				break;
+			continue;
+		}
+		any = true;
+		took = conn_try(c, p, n);
+		if (took < 0)
+			return;
+		tls_sent(c->tls, (size_t)took);
+		if ((size_t)took == n)
+			continue;
+		tls_output(c->tls, &p, &n);
+		conn_seal_later(c, p, n);
+		return;
+	}
+	if (any && !c->closing)
+		conn_flushed(c);
+}
+
+static void conn_flush(struct conn *c)
+{
+	if (c->writing || c->closing)
+		return;
+	if (!c->secure)
+		conn_flush_plain(c);
+	else if (c->tls != NULL)
+		conn_flush_tls(c);
 }
 
 static void rpc_send(struct env_task *task)
@@ -298,25 +446,39 @@ static struct pack_bytes text(const char *s)
 	return (struct pack_bytes){ (const uint8_t *)s, strlen(s) };
 }
 
+/* As people call it; one that we do not know has its number at least. */
+static const char *owner_name(const struct rpc *rpc, uint64_t node_id,
+			      char number[32])
+{
+	const struct member *m;
+
+	if (node_id == 0)
+		return "";
+	m = members_find(core_members(rpc->core), node_id);
+	if (m != NULL)
+		return m->name;
+	snprintf(number, 32, "%llu", (unsigned long long)node_id);
+	return number;
+}
+
 static void error_write(struct conn *c, uint32_t id, const struct answer *a)
 {
 	char request_id[CALL_ID_BYTES];
-	char owner[32] = "";
+	char number[32];
 	struct frame_error e = { .code = a->rc,
 				 .outcome = a->outcome,
-				 .retry_after_ms = a->retry_after_ms };
+				 .retry_after_ms = a->retry_after_ms,
+				 .has_shard = a->shard != UINT32_MAX,
+				 .shard = a->shard };
 	const char *message = a->why != NULL && a->why->text[0] != '\0'
 				      ? a->why->text
 				      : rc_text(a->rc);
 
 	call_id_text(a->request_id, request_id);
-	if (a->owner != 0)
-		snprintf(owner, sizeof(owner), "%llu",
-			 (unsigned long long)a->owner);
 	e.message = text(message);
 	e.request_id = text(request_id);
 	e.field = text(a->why != NULL ? a->why->field : "");
-	e.owner = text(owner);
+	e.owner = text(owner_name(c->rpc, a->owner, number));
 	frame_response(&c->out, id);
 	frame_error_write(&c->out, &e);
 	pack_nil(&c->out);
@@ -332,7 +494,8 @@ static void conn_answer(struct conn *c, uint32_t id, const struct answer *a)
 				  .outcome = OUTCOME_REFUSED,
 				  .why = &unread,
 				  .retry_after_ms = RETRY_AFTER_MS,
-				  .request_id = a->request_id };
+				  .request_id = a->request_id,
+				  .shard = a->shard };
 
 	if (c->closing)
 		return;
@@ -356,7 +519,8 @@ static void conn_refuse(struct conn *c, uint32_t id, enum rc rc,
 	struct answer a = { .rc = rc,
 			    .outcome = OUTCOME_REFUSED,
 			    .retry_after_ms = -1,
-			    .request_id = c->rpc->next_id++ };
+			    .request_id = c->rpc->next_id++,
+			    .shard = UINT32_MAX };
 	struct detail why = { { 0 }, { 0 } };
 
 	if (rc == RC_OVERLOADED)
@@ -370,7 +534,8 @@ static void conn_value(struct conn *c, uint32_t id, const struct pack_w *w)
 {
 	struct answer a = { .rc = RC_OK,
 			    .retry_after_ms = -1,
-			    .result = { w->p, w->n } };
+			    .result = { w->p, w->n },
+			    .shard = UINT32_MAX };
 
 	if (w->rc == RC_OK)
 		conn_answer(c, id, &a);
@@ -384,9 +549,11 @@ void rpc_answer(struct rpc_slot *slot, const struct answer *a)
 	CHECK_OBJ(slot, SLOT_MAGIC);
 	struct answer named = *a;
 
-	/* What is not a call has no id of its own. */
+	/* What is not a call has no id of its own, and is of no shard. */
 	if (named.request_id == 0)
 		named.request_id = slot->conn->rpc->next_id++;
+	if (slot->call == NULL)
+		named.shard = UINT32_MAX;
 	conn_answer(slot->conn, slot->id, &named);
 	slot_put(slot);
 }
@@ -462,12 +629,14 @@ static bool hello_params(struct conn *c, const struct frame *f)
 static void answer_hello(struct conn *c, uint32_t id)
 {
 	const struct identity *node = core_identity(c->rpc->core);
-	char cluster[2 * ID_BYTES + 1];
+	char address[2 * TENANT_BYTES_MAX + 2];
 	struct pack_w w;
 
-	hex_encode(node->cluster_id, ID_BYTES, cluster);
+	snprintf(address, sizeof(address), "%.*s/%.*s", (int)c->caller.tenant.n,
+		 (const char *)c->caller.tenant.p, (int)c->caller.env.n,
+		 (const char *)c->caller.env.p);
 	pack_w_init(&w, 4096);
-	pack_map(&w, 8);
+	pack_map(&w, 10);
 	pack_cstr(&w, "server");
 	pack_cstr(&w, "holdfast");
 	pack_cstr(&w, "version");
@@ -476,14 +645,18 @@ static void answer_hello(struct conn *c, uint32_t id)
 	pack_u64(&w, PROTOCOL_VERSION);
 	pack_cstr(&w, "node");
 	pack_cstr(&w, node->node_name);
+	pack_cstr(&w, "node_id");
+	pack_u64(&w, node->node_id);
+	pack_cstr(&w, "members");
+	c->rpc->host.members(c->rpc->host.arg, &w);
 	pack_cstr(&w, "cluster");
-	pack_cstr(&w, cluster);
+	pack_cstr(&w, c->rpc->cluster);
 	pack_cstr(&w, "principal");
 	pack_cstr(&w, c->principal);
 	pack_cstr(&w, "limits");
 	hello_limits(&w);
 	pack_cstr(&w, "address");
-	pack_cstr(&w, "default/dev");
+	pack_cstr(&w, address);
 	conn_value(c, id, &w);
 	pack_w_release(&w);
 }
@@ -651,6 +824,14 @@ static void request(struct conn *c, const struct frame *f)
 	case RPC_object:
 		begin_hosted(c, f, c->rpc->host.object);
 		break;
+	case RPC_shard:
+		if (may_look(c, f->id))
+			begin_hosted(c, f, c->rpc->host.shard);
+		break;
+	case RPC_transfer:
+		if (may_look(c, f->id))
+			begin_hosted(c, f, c->rpc->host.transfer);
+		break;
 	case RPC_cancel:
 	case RPCS_COUNT:
 		UNREACHABLE();
@@ -680,10 +861,38 @@ static void notification(struct conn *c, const struct frame *f)
 
 /* Reading. */
 
+/* Whoever is not known yet may come again and again: one line a second. */
+static void log_refused(struct conn *c, const char *uri, const char *why)
+{
+	struct rpc *rpc = c->rpc;
+	uint64_t now = env_now_ms(rpc->env);
+
+	if (rpc->refused_log_ms != 0 &&
+	    now - rpc->refused_log_ms < REFUSED_LOG_MS) {
+		rpc->refused_unsaid++;
+		return;
+	}
+	LOG_WARN("connection_refused", F("connection", c->number),
+		 F("name", uri), F("why", why),
+		 F("unsaid", rpc->refused_unsaid));
+	rpc->refused_log_ms = now;
+	rpc->refused_unsaid = 0;
+}
+
+static void conn_refused(struct conn *c, const char *uri, const char *why)
+{
+	log_refused(c, uri, why);
+	c->rpc->stats.refused++;
+	conn_close(c);
+}
+
 static void conn_broken(struct conn *c, const char *sentence)
 {
-	LOG_INFO("connection_broken", F("connection", c->number),
-		 F("why", sentence));
+	if (c->shaking)
+		log_refused(c, "", sentence);
+	else
+		LOG_INFO("connection_broken", F("connection", c->number),
+			 F("why", sentence));
 	c->rpc->stats.broken++;
 	conn_close(c);
 }
@@ -748,6 +957,27 @@ static void conn_compact(struct conn *c)
 	}
 }
 
+/* The client has not only stopped sending, it will not read either. */
+static bool conn_gone(const struct conn *c)
+{
+	struct pollfd p = { .events = 0 };
+
+	if (uv_fileno(&c->handle, &p.fd) < 0)
+		return false;
+	return poll(&p, 1, 0) > 0 && (p.revents & (POLLHUP | POLLERR)) != 0;
+}
+
+/* The client sends no more. */
+static void conn_eof(struct conn *c)
+{
+	c->eof = true;
+	conn_read_stop(c);
+	if (c->shaking || conn_gone(c))
+		conn_close(c);
+	else
+		conn_maybe_end(c);
+}
+
 static void conn_again(struct conn *c)
 {
 	struct rpc *rpc = c->rpc;
@@ -789,8 +1019,13 @@ static void conn_begin(struct conn *c)
 		c->partial_ms = 0;
 	else if (begun > 1 || c->partial_ms == 0)
 		c->partial_ms = env_now_ms(c->rpc->env);
-	conn_read_start(c);
+	if (c->tls != NULL && tls_ended(c->tls) && !c->eof)
+		conn_eof(c);
+	else
+		conn_read_start(c);
 }
+
+static void accept_owed(struct rpc *rpc);
 
 static void rpc_again(struct env_timer *t)
 {
@@ -805,41 +1040,189 @@ static void rpc_again(struct env_timer *t)
 		if (!c->closing)
 			conn_begin(c);
 	}
+	accept_owed(rpc);
+}
+
+/* Room for more input. It grows only by what has really come: memory follows
+ * input. */
+static bool conn_room(struct conn *c)
+{
+	struct rpc *rpc = c->rpc;
+	size_t cap = c->in_cap == 0 ? CONNECTION_IN_BYTES : c->in_cap * 2;
+	uint8_t *in;
+
+	if (c->in_n < c->in_cap)
+		return true;
+	if (rpc->in_bytes + cap - c->in_cap > CONNECTIONS_IN_BYTES_MAX)
+		return false;
+	in = realloc(c->in, cap);
+	if (in == NULL)
+		return false;
+	rpc->in_bytes += cap - c->in_cap;
+	c->in = in;
+	c->in_cap = cap;
+	return true;
+}
+
+/* Handshakes cost more than calls: a turn makes so many steps of them, and what
+ * else came waits in the kernel for the next. */
+static bool conn_may_shake(struct conn *c)
+{
+	return !c->shaking || c->rpc->steps < TURN_HANDSHAKES;
 }
 
 static void conn_alloc(uv_handle_t *h, size_t suggested, uv_buf_t *buf)
 {
 	struct conn *c = h->data;
-	struct rpc *rpc = c->rpc;
-	size_t cap = c->in_cap == 0 ? CONNECTION_IN_BYTES : c->in_cap * 2;
-	uint8_t *in;
 
 	(void)suggested;
 	CHECK_OBJ(c, CONN_MAGIC);
 	*buf = uv_buf_init(NULL, 0);
-	/* Grows only by what has really come: memory follows input. */
-	if (c->in_n == c->in_cap) {
-		if (rpc->in_bytes + cap - c->in_cap > CONNECTIONS_IN_BYTES_MAX)
-			return;
-		in = realloc(c->in, cap);
-		if (in == NULL)
-			return;
-		rpc->in_bytes += cap - c->in_cap;
-		c->in = in;
-		c->in_cap = cap;
+	if (c->secure) {
+		if (conn_may_shake(c))
+			*buf = uv_buf_init((char *)c->rpc->cipher,
+					   CIPHER_BYTES);
+		return;
 	}
-	*buf = uv_buf_init((char *)c->in + c->in_n,
-			   (unsigned)(c->in_cap - c->in_n));
+	if (conn_room(c))
+		*buf = uv_buf_init((char *)c->in + c->in_n,
+				   (unsigned)(c->in_cap - c->in_n));
 }
 
-/* The client has not only stopped sending, it will not read either. */
-static bool conn_gone(const struct conn *c)
+static void steps_over(struct env_task *t)
 {
-	struct pollfd p = { .events = 0 };
+	struct rpc *rpc = CONTAINER_OF(t, struct rpc, steps_task);
 
-	if (uv_fileno(&c->handle, &p.fd) < 0)
+	rpc->steps = 0;
+}
+
+static bool label_byte(char c, bool first)
+{
+	if (c >= 'a' && c <= 'z')
+		return true;
+	return !first && ((c >= '0' && c <= '9') || c == '_' || c == '-');
+}
+
+/* A tenant's or environment's name in front of `*at`, up to a slash. */
+static bool uri_label(const char **at, struct pack_bytes *out)
+{
+	const char *p = *at;
+	size_t n = 0;
+
+	while (label_byte(p[n], n == 0))
+		n++;
+	if (n == 0 || n > TENANT_BYTES_MAX || p[n] != '/')
 		return false;
-	return poll(&p, 1, 0) > 0 && (p.revents & (POLLHUP | POLLERR)) != 0;
+	*out = (struct pack_bytes){ (const uint8_t *)p, n };
+	*at = p + n;
+	return true;
+}
+
+static bool uri_part(const char **at, const char *part)
+{
+	size_t n = strlen(part);
+
+	if (strncmp(*at, part, n) != 0)
+		return false;
+	*at += n;
+	return true;
+}
+
+/* spiffe://CLUSTER/tenant/T/env/E/client/NAME, and nothing else, is a client
+ * of T/E. */
+static bool client_uri(const char *uri, const char *cluster,
+		       struct caller *caller)
+{
+	const char *at = uri;
+
+	if (!uri_part(&at, "spiffe://") || !uri_part(&at, cluster) ||
+	    !uri_part(&at, "/tenant/") || !uri_label(&at, &caller->tenant) ||
+	    !uri_part(&at, "/env/") || !uri_label(&at, &caller->env) ||
+	    !uri_part(&at, "/client/"))
+		return false;
+	return *at != '\0' && strchr(at, '/') == NULL;
+}
+
+/* The handshake is over: who is it? Nothing it said was looked at yet. */
+static void conn_named(struct conn *c)
+{
+	struct rpc *rpc = c->rpc;
+	const char *uri = tls_uri(c->tls);
+
+	TAILQ_REMOVE(&rpc->handshakes, c, shake_link);
+	c->shaking = false;
+	rpc->stats.handshakes--;
+	snprintf(c->principal, sizeof(c->principal), "%s", uri);
+	c->caller.principal = text(c->principal);
+	if (client_uri(c->principal, rpc->cluster, &c->caller))
+		return;
+	if (MUTANT(client_any_name)) {
+		c->caller.tenant = text("default");
+		c->caller.env = text("dev");
+		return;
+	}
+	conn_refused(c, uri, "it is no client of this cluster");
+}
+
+static void conn_step(struct conn *c, size_t n)
+{
+	struct rpc *rpc = c->rpc;
+
+	rpc->steps++;
+	env_post(rpc->env, &rpc->steps_task);
+	if (c->tls == NULL && tls_new(rpc->tls, true, &c->tls) != RC_OK)
+		conn_broken(c, "no memory for a handshake");
+	else if (c->shaken > HANDSHAKE_BYTES)
+		conn_broken(c, "its handshake is too long");
+	c->shaken += n; /* Calls may follow its end in the same read. */
+}
+
+/* Plain bytes join the others of the connection. */
+static bool conn_opened(struct conn *c)
+{
+	const uint8_t *p;
+	size_t n;
+
+	for (;;) {
+		tls_plain(c->tls, &p, &n);
+		if (n == 0)
+			return true;
+		if (!conn_room(c)) {
+			conn_broken(c, "no memory for a request");
+			return false;
+		}
+		c->in_n +=
+			tls_read(c->tls, c->in + c->in_n, c->in_cap - c->in_n);
+	}
+}
+
+static void conn_take_tls(struct conn *c, size_t n)
+{
+	struct rpc *rpc = c->rpc;
+	struct detail why = { { 0 }, { 0 } };
+	enum rc rc;
+
+	if (c->shaking)
+		conn_step(c, n);
+	if (c->closing)
+		return;
+	rc = tls_input(c->tls, rpc->cipher, n, &why);
+	conn_flush(c); /* Its part of the handshake, or an alert. */
+	if (c->closing)
+		return;
+	if (rc == RC_DENIED && c->shaking) {
+		conn_refused(c, "", why.text);
+		return;
+	}
+	if (rc != RC_OK) {
+		conn_broken(c, why.text[0] != '\0' ? why.text : rc_text(rc));
+		return;
+	}
+	if (c->shaking && tls_ready(c->tls))
+		conn_named(c);
+	if (c->closing || c->shaking || !conn_opened(c))
+		return;
+	conn_begin(c);
 }
 
 static void conn_read(uv_stream_t *s, ssize_t n, const uv_buf_t *buf)
@@ -849,24 +1232,24 @@ static void conn_read(uv_stream_t *s, ssize_t n, const uv_buf_t *buf)
 	(void)buf;
 	CHECK_OBJ(c, CONN_MAGIC);
 	if (n == UV_ENOBUFS) {
-		conn_broken(c, "no memory for a request");
+		if (conn_may_shake(c))
+			conn_broken(c, "no memory for a request");
 		return;
 	}
 	if (n == UV_EOF) {
-		c->eof = true;
-		conn_read_stop(c);
-		if (conn_gone(c))
-			conn_close(c);
-		else
-			conn_maybe_end(c);
+		conn_eof(c);
 		return;
 	}
 	if (n < 0) {
 		conn_close(c);
 		return;
 	}
-	c->in_n += (size_t)n;
 	c->rpc->stats.bytes_in += (uint64_t)n;
+	if (c->secure) {
+		conn_take_tls(c, (size_t)n);
+		return;
+	}
+	c->in_n += (size_t)n;
 	conn_begin(c);
 }
 
@@ -888,6 +1271,7 @@ static void rpc_maybe_closed(struct rpc *rpc)
 	env_timer_stop(&rpc->sweep);
 	env_timer_stop(&rpc->again);
 	pool_release(&rpc->slots);
+	free(rpc->cipher);
 	rpc->magic = 0;
 	rpc->closed(rpc->closed_arg);
 	free(rpc);
@@ -898,12 +1282,12 @@ static void conn_free(struct conn *c)
 	struct rpc *rpc = c->rpc;
 
 	rpc->in_bytes -= c->in_cap;
-	rpc->out_bytes -= c->out.n;
-	if (c->writing)
-		rpc->out_bytes -= c->wire.n - c->wire_at;
+	rpc->out_bytes -= conn_unsent(c);
 	free(c->in);
 	pack_w_release(&c->out);
 	pack_w_release(&c->wire);
+	pack_w_release(&c->sealed);
+	tls_free(c->tls);
 	c->magic = 0;
 	free(c);
 	rpc->open_handles--;
@@ -919,7 +1303,7 @@ static void conn_maybe_end(struct conn *c)
 		return;
 	if (c->closed)
 		conn_free(c);
-	else if (c->eof && c->out.n == 0 && !c->writing)
+	else if (c->eof && conn_unsent(c) == 0)
 		conn_close(c);
 }
 
@@ -932,6 +1316,22 @@ static void conn_closed(uv_handle_t *h)
 	conn_maybe_end(c);
 }
 
+/* So that the client knows that nothing was cut off. */
+static void conn_goodbye(struct conn *c)
+{
+	const uint8_t *p;
+	uv_buf_t buf;
+	size_t n;
+
+	if (c->tls == NULL || c->writing)
+		return;
+	tls_shutdown(c->tls);
+	tls_output(c->tls, &p, &n);
+	buf = uv_buf_init((char *)p, (unsigned)n);
+	if (n > 0)
+		(void)uv_try_write(&c->stream, &buf, 1);
+}
+
 static void conn_close(struct conn *c)
 {
 	struct rpc *rpc = c->rpc;
@@ -940,6 +1340,14 @@ static void conn_close(struct conn *c)
 	if (c->closing)
 		return;
 	c->closing = true;
+	conn_goodbye(c);
+	if (c->shaking) {
+		TAILQ_REMOVE(&rpc->handshakes, c, shake_link);
+		rpc->stats.handshakes--;
+		c->shaking = false;
+	}
+	if (rpc->listeners[LISTEN_TCP].owed && !rpc->again.running)
+		env_timer_start(&rpc->again, 0);
 	if (c->dirty)
 		STAILQ_REMOVE(&rpc->dirty, c, conn, dirty_link);
 	if (c->waiting)
@@ -993,44 +1401,112 @@ static enum rc conn_identify(struct conn *c)
 	return RC_OK;
 }
 
+static struct conn *conn_new(struct rpc *rpc, bool secure)
+{
+	struct conn *c = calloc(1, sizeof(*c));
+
+	if (c == NULL)
+		return NULL;
+	c->magic = CONN_MAGIC;
+	c->rpc = rpc;
+	c->secure = secure;
+	c->number = ++rpc->next_number;
+	c->since_ms = env_now_ms(rpc->env);
+	LIST_INIT(&c->slots);
+	LIST_INIT(&c->dying);
+	pack_w_init(&c->out, CONNECTION_OUT_BYTES_MAX);
+	pack_w_init(&c->wire, CONNECTION_OUT_BYTES_MAX);
+	pack_w_init(&c->sealed, CONNECTION_OUT_BYTES_MAX);
+	frame_reader_init(&c->reader, FRAME_BYTES_MAX);
+	if (secure)
+		uv_tcp_init(rpc->loop, &c->tcp);
+	else
+		uv_pipe_init(rpc->loop, &c->pipe, 0);
+	c->handle.data = c;
+	rpc->open_handles++;
+	rpc->stats.accepted++;
+	rpc->stats.connections++;
+	TAILQ_INSERT_TAIL(&rpc->conns, c, link);
+	if (secure) {
+		c->shaking = true;
+		rpc->stats.handshakes++;
+		TAILQ_INSERT_TAIL(&rpc->handshakes, c, shake_link);
+	}
+	return c;
+}
+
+/* A place for one more handshake: that of the oldest, when it had its share. */
+static bool handshake_room(struct rpc *rpc)
+{
+	struct conn *c = TAILQ_FIRST(&rpc->handshakes);
+
+	if (rpc->stats.handshakes < CONNECTION_HANDSHAKES_MAX)
+		return true;
+	if (env_now_ms(rpc->env) - c->since_ms < CROWDED_MS)
+		return false;
+	conn_broken(c, "there are too many handshakes");
+	return true;
+}
+
+static void conn_accepted(struct conn *c)
+{
+	struct rpc *rpc = c->rpc;
+	bool good =
+		!rpc->closing && rpc->stats.connections <= rpc->connections_max;
+
+	if (good && c->secure) {
+		(void)uv_tcp_nodelay(&c->tcp, 1);
+		(void)uv_tcp_keepalive(&c->tcp, 1, KEEPALIVE_S);
+	} else if (good) {
+		good = conn_identify(c) == RC_OK;
+	}
+	if (good) {
+		conn_read_start(c);
+		return;
+	}
+	rpc->stats.refused++;
+	conn_close(c);
+}
+
 static void rpc_accept(uv_stream_t *server, int status)
 {
-	struct rpc *rpc = server->data;
-	struct conn *c;
+	struct listener *l = server->data;
+	struct rpc *rpc = l->rpc;
+	bool secure = l == &rpc->listeners[LISTEN_TCP];
+	struct conn *c = NULL;
 
 	CHECK_OBJ(rpc, RPC_MAGIC);
 	if (status < 0) {
 		LOG_WARN("accept_failed", F("why", uv_strerror(status)));
 		return;
 	}
-	c = calloc(1, sizeof(*c));
+	if (!secure || handshake_room(rpc))
+		c = conn_new(rpc, secure);
 	if (c == NULL) {
 		/* libuv listens again when this one is accepted. */
-		rpc->accept_owed = true;
+		l->owed = true;
 		return;
 	}
-	c->magic = CONN_MAGIC;
-	c->rpc = rpc;
-	c->number = ++rpc->next_number;
-	LIST_INIT(&c->slots);
-	LIST_INIT(&c->dying);
-	pack_w_init(&c->out, CONNECTION_OUT_BYTES_MAX);
-	pack_w_init(&c->wire, CONNECTION_OUT_BYTES_MAX);
-	frame_reader_init(&c->reader, FRAME_BYTES_MAX);
-	uv_pipe_init(rpc->loop, &c->pipe, 0);
-	c->handle.data = c;
-	rpc->open_handles++;
-	rpc->stats.accepted++;
-	rpc->stats.connections++;
-	TAILQ_INSERT_TAIL(&rpc->conns, c, link);
-	if (uv_accept(server, &c->stream) < 0 || rpc->closing ||
-	    conn_identify(c) != RC_OK ||
-	    rpc->stats.connections > rpc->connections_max) {
+	if (uv_accept(server, &c->stream) < 0) {
 		rpc->stats.refused++;
 		conn_close(c);
-		return;
+	} else {
+		conn_accepted(c);
 	}
-	conn_read_start(c);
+}
+
+static void accept_owed(struct rpc *rpc)
+{
+	unsigned i;
+
+	for (i = 0; i < LISTENERS; i++) {
+		struct listener *l = &rpc->listeners[i];
+
+		if (!l->owed || !l->open)
+			continue;
+		l->owed = false;
+		rpc_accept(&l->stream, 0);
+	}
 }
 
 /* It has stood still for so long. */
@@ -1046,6 +1522,14 @@ static bool conn_stuck(struct conn *c, uint64_t now)
 		c->stuck_ms = now;
 	}
 	return now - c->stuck_ms > c->rpc->write_stall_ms;
+}
+
+/* A certificate that ends while it is in use: so does its connection. */
+static bool conn_expired(const struct conn *c)
+{
+	if (c->tls == NULL || c->shaking || MUTANT(expired_stays))
+		return false;
+	return env_wall_ms(c->rpc->env) > tls_peer_expires_ms(c->tls);
 }
 
 /* Once a second: who keeps a frame unfinished, who never reads, who is gone. */
@@ -1064,13 +1548,14 @@ static void rpc_sweep(struct env_timer *t)
 			conn_broken(c, "a frame was not finished in time");
 		else if (conn_stuck(c, now))
 			conn_broken(c, "answers were not read in time");
+		else if (c->shaking && now - c->since_ms > rpc->handshake_ms)
+			conn_broken(c, "its handshake took too long");
+		else if (conn_expired(c))
+			conn_broken(c, "its certificate has expired");
 		else if (c->eof && conn_gone(c))
 			conn_close(c);
 	}
-	if (rpc->accept_owed && rpc->listening) {
-		rpc->accept_owed = false;
-		rpc_accept(&rpc->stream, 0);
-	}
+	accept_owed(rpc);
 	env_timer_start(&rpc->sweep, now + rpc->sweep_ms);
 }
 
@@ -1104,23 +1589,35 @@ static enum rc socket_free(const char *path, struct detail *why)
 	return RC_OK;
 }
 
-static enum rc rpc_listen(struct rpc *rpc, struct detail *why)
+static void listener_init(struct rpc *rpc, unsigned i)
 {
+	struct listener *l = &rpc->listeners[i];
+
+	if (i == LISTEN_TCP)
+		uv_tcp_init(rpc->loop, &l->tcp);
+	else
+		uv_pipe_init(rpc->loop, &l->pipe, 0);
+	l->rpc = rpc;
+	l->handle.data = l;
+	l->open = true;
+	rpc->open_handles++;
+}
+
+static enum rc listen_unix(struct rpc *rpc, struct detail *why)
+{
+	struct listener *l = &rpc->listeners[LISTEN_UNIX];
 	enum rc rc = socket_free(rpc->path, why);
 	int e;
 
 	if (rc != RC_OK)
 		return rc;
-	uv_pipe_init(rpc->loop, &rpc->pipe, 0);
-	rpc->handle.data = rpc;
-	rpc->open_handles++;
-	rpc->listening = true;
+	listener_init(rpc, LISTEN_UNIX);
 	/* The umask is 0077: the socket is never open to others. */
-	e = uv_pipe_bind(&rpc->pipe, rpc->path);
+	e = uv_pipe_bind(&l->pipe, rpc->path);
 	if (e == 0 && chmod(rpc->path, 0600) != 0)
 		e = UV_EPERM;
 	if (e == 0)
-		e = uv_listen(&rpc->stream, 1024, rpc_accept);
+		e = uv_listen(&l->stream, 1024, rpc_accept);
 	if (e < 0)
 		return detail_set(why, RC_IO, "socket",
 				  "cannot listen on %s: %s", rpc->path,
@@ -1128,9 +1625,73 @@ static enum rc rpc_listen(struct rpc *rpc, struct detail *why)
 	return RC_OK;
 }
 
+static uint16_t port_of(const uv_tcp_t *tcp)
+{
+	struct sockaddr_storage a = { 0 };
+	int n = sizeof(a);
+
+	if (uv_tcp_getsockname(tcp, (struct sockaddr *)&a, &n) < 0)
+		return 0;
+	return ntohs(a.ss_family == AF_INET6
+			     ? ((struct sockaddr_in6 *)&a)->sin6_port
+			     : ((struct sockaddr_in *)&a)->sin_port);
+}
+
+/* A name may take its time: this is before anybody is served. */
+static enum rc listen_tcp(struct rpc *rpc, const struct rpc_config *cfg,
+			  struct detail *why)
+{
+	struct listener *l = &rpc->listeners[LISTEN_TCP];
+	struct addrinfo hints = { .ai_socktype = SOCK_STREAM,
+				  .ai_flags = AI_PASSIVE };
+	uv_getaddrinfo_t req;
+	char port[8];
+	int e;
+
+	rpc->cipher = malloc(CIPHER_BYTES);
+	if (rpc->cipher == NULL)
+		return RC_NOMEM;
+	snprintf(port, sizeof(port), "%u", cfg->listen_port);
+	e = uv_getaddrinfo(rpc->loop, &req, NULL, cfg->listen_host, port,
+			   &hints);
+	if (e < 0)
+		return detail_set(why, RC_INVALID, "listen.rpc", "%s: %s",
+				  cfg->listen_host, uv_strerror(e));
+	listener_init(rpc, LISTEN_TCP);
+	e = uv_tcp_bind(&l->tcp, req.addrinfo->ai_addr, 0);
+	uv_freeaddrinfo(req.addrinfo);
+	if (e == 0)
+		e = uv_listen(&l->stream, 1024, rpc_accept);
+	if (e < 0)
+		return detail_set(
+			why, e == UV_EADDRINUSE ? RC_EXISTS : RC_IO,
+			"listen.rpc", "cannot listen on %s port %u: %s",
+			cfg->listen_host, cfg->listen_port, uv_strerror(e));
+	rpc->port = port_of(&l->tcp);
+	return RC_OK;
+}
+
+static enum rc rpc_listen(struct rpc *rpc, const struct rpc_config *cfg,
+			  struct detail *why)
+{
+	enum rc rc = RC_OK;
+
+	if (rpc->path[0] != '\0')
+		rc = listen_unix(rpc, why);
+	if (rc == RC_OK && cfg->listen_host != NULL)
+		rc = listen_tcp(rpc, cfg, why);
+	return rc;
+}
+
 static void rpc_abandoned(void *arg)
 {
 	(void)arg;
+}
+
+static uint32_t handshake_ms_of(const struct rpc_config *cfg)
+{
+	return cfg->handshake_ms != 0 ? cfg->handshake_ms
+				      : CONNECTION_HANDSHAKE_MS;
 }
 
 /* A quarter of what it looks for, and at least once a second. */
@@ -1140,6 +1701,8 @@ static uint32_t sweep_ms_of(const struct rpc_config *cfg)
 			      ? cfg->frame_stall_ms
 			      : cfg->write_stall_ms;
 
+	if (cfg->listen_host != NULL && handshake_ms_of(cfg) < ms)
+		ms = handshake_ms_of(cfg);
 	ms = ms / 4 + 1;
 	return ms < SWEEP_MS ? ms : SWEEP_MS;
 }
@@ -1148,10 +1711,12 @@ enum rc rpc_open(uv_loop_t *loop, struct env *env, struct core *core,
 		 const struct rpc_config *cfg, const struct rpc_host *host,
 		 struct rpc **out, struct detail *why)
 {
+	const char *path = cfg->socket_path != NULL ? cfg->socket_path : "";
 	struct rpc *rpc;
 	enum rc rc;
 
-	if (strlen(cfg->socket_path) >= sizeof(rpc->path))
+	PRE(cfg->listen_host == NULL || cfg->tls != NULL);
+	if (strlen(path) >= sizeof(rpc->path))
 		return detail_set(why, RC_INVALID, "socket",
 				  "the path of a Unix socket has at most %zu "
 				  "bytes",
@@ -1167,13 +1732,19 @@ enum rc rpc_open(uv_loop_t *loop, struct env *env, struct core *core,
 	rpc->connections_max = cfg->connections_max;
 	rpc->frame_stall_ms = cfg->frame_stall_ms;
 	rpc->write_stall_ms = cfg->write_stall_ms;
+	rpc->handshake_ms = handshake_ms_of(cfg);
 	rpc->sweep_ms = sweep_ms_of(cfg);
-	memcpy(rpc->path, cfg->socket_path, strlen(cfg->socket_path) + 1);
+	rpc->tls = cfg->tls;
+	memcpy(rpc->path, path, strlen(path) + 1);
+	hex_encode(core_identity(core)->cluster_id, ID_BYTES, rpc->cluster);
 	TAILQ_INIT(&rpc->conns);
+	TAILQ_INIT(&rpc->handshakes);
 	STAILQ_INIT(&rpc->dirty);
 	STAILQ_INIT(&rpc->waiting);
 	rpc->send_task.cb = rpc_send;
 	rpc->send_task.phase = ENV_PHASE_SEND;
+	rpc->steps_task.cb = steps_over;
+	rpc->steps_task.phase = ENV_PHASE_SEND;
 	env_timer_init(&rpc->again, env, rpc_again);
 	env_timer_init(&rpc->sweep, env, rpc_sweep);
 	env_random(env, &rpc->next_id, sizeof(rpc->next_id));
@@ -1183,7 +1754,7 @@ enum rc rpc_open(uv_loop_t *loop, struct env *env, struct core *core,
 		free(rpc);
 		return rc;
 	}
-	rc = rpc_listen(rpc, why);
+	rc = rpc_listen(rpc, cfg, why);
 	if (rc != RC_OK) {
 		rpc_close(rpc, rpc_abandoned, NULL);
 		return rc;
@@ -1195,7 +1766,8 @@ enum rc rpc_open(uv_loop_t *loop, struct env *env, struct core *core,
 
 static void listener_closed(uv_handle_t *h)
 {
-	struct rpc *rpc = h->data;
+	struct listener *l = h->data;
+	struct rpc *rpc = l->rpc;
 
 	CHECK_OBJ(rpc, RPC_MAGIC);
 	rpc->open_handles--;
@@ -1204,10 +1776,28 @@ static void listener_closed(uv_handle_t *h)
 
 void rpc_stop_listening(struct rpc *rpc)
 {
-	if (!rpc->listening)
-		return;
-	rpc->listening = false;
-	uv_close(&rpc->handle, listener_closed); /* Unlinks the socket. */
+	unsigned i;
+
+	for (i = 0; i < LISTENERS; i++) {
+		struct listener *l = &rpc->listeners[i];
+
+		if (!l->open)
+			continue;
+		l->open = false;
+		uv_close(&l->handle, listener_closed); /* Unlinks a socket. */
+	}
+}
+
+uint16_t rpc_port(const struct rpc *rpc)
+{
+	CHECK_OBJ(rpc, RPC_MAGIC);
+	return rpc->port;
+}
+
+void rpc_tls(struct rpc *rpc, struct tls_context *tls)
+{
+	CHECK_OBJ(rpc, RPC_MAGIC);
+	rpc->tls = tls;
 }
 
 void rpc_close(struct rpc *rpc, void (*closed)(void *arg), void *arg)

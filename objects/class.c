@@ -5,6 +5,7 @@
 static const struct class *const classes[] = {
 	&class_kv,
 	&class_rate_limiter,
+	&class_directory,
 #ifdef HOLDFAST_TESTING
 	&class_relay,
 #endif

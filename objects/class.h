@@ -53,6 +53,11 @@ struct class
 	 * again with ev->resume as stored, instead of UNKNOWN_OUTCOME. */
 	bool resumes;
 	enum run (*run)(struct event *ev);
+	/* Close what may still be spent from memory (DESIGN D5, `leased`), as a
+	 * run: from the memory row at ev->args_bytes (p == NULL: the first) on.
+	 * Its result is nil, or as bin where the next run has to go on. NULL:
+	 * the class lends nothing. */
+	enum run (*settle)(struct event *ev);
 	/* The class as an object of this name has it; NULL: the same for all.
 	 */
 	const struct class *(*variant)(struct pack_bytes name);
@@ -65,6 +70,7 @@ const struct class *class_at(unsigned i);
 
 extern const struct class class_kv;
 extern const struct class class_rate_limiter;
+extern const struct class class_directory;
 #ifdef HOLDFAST_TESTING
 extern const struct class class_relay;
 #endif

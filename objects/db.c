@@ -527,6 +527,70 @@ enum rc db_range_recompute(struct db *db, unsigned range,
 	return rc;
 }
 
+enum rc db_range_check(struct db *db, unsigned range)
+{
+	uint8_t kept[HASH_BYTES];
+	uint8_t made[HASH_BYTES];
+	char text[64];
+	enum rc rc = db_range_recompute(db, range, made);
+
+	if (rc != RC_OK)
+		return rc;
+	sum_write(&db->sums[range], kept);
+	if (memcmp(kept, made, HASH_BYTES) == 0)
+		return RC_OK;
+	(void)snprintf(text, sizeof(text),
+		       "the hash of range %u does not fit its rows", range);
+	return not_ours(db, text);
+}
+
+void db_state_hash(const struct db *db, uint8_t out[HASH_BYTES])
+{
+	const struct db_meta *m = &db->meta;
+	uint8_t numbers[5 * 8];
+	uint8_t ranges[STATE_RANGES * HASH_BYTES];
+	const struct hash_part parts[] = {
+		{ numbers, sizeof(numbers) },
+		{ m->conf, m->conf_bytes },
+		{ ranges, sizeof(ranges) },
+	};
+	unsigned i;
+
+	le64(numbers, m->applied_index);
+	le64(numbers + 8, m->applied_term);
+	le64(numbers + 16, m->stamp_ns);
+	le64(numbers + 24, m->wall_ms);
+	le64(numbers + 32, m->conf_index);
+	for (i = 0; i < STATE_RANGES; i++)
+		sum_write(&db->committed[i], ranges + (size_t)i * HASH_BYTES);
+	crypto_hash(NULL, 0, parts, ARRAY_LEN(parts), out);
+}
+
+uint64_t db_main_bytes(const struct db *db)
+{
+	return db_vfs_main_bytes(db->vfs);
+}
+
+enum rc db_main_read(struct db *db, uint64_t off, void *p, size_t n,
+		     size_t *got)
+{
+	enum rc rc = db_vfs_main_read(db->vfs, off, p, n, got);
+
+	return rc == RC_OK ? rc : failed(db, SQLITE_IOERR, "reading pages");
+}
+
+enum rc db_main_verify(struct db *db, uint32_t first, uint32_t pages)
+{
+	enum rc rc;
+
+	db->why = (struct detail){ 0 };
+	rc = db_vfs_main_verify(db->vfs, first, pages, &db->why);
+	if (rc != RC_OK)
+		(void)detail_set(&db->why, rc, NULL, "%s: %s",
+				 db_vfs_file(db->vfs), rc_text(rc));
+	return rc;
+}
+
 /* ---------------------------------------------------------------- writing */
 
 enum rc db_begin(struct db *db)
@@ -927,7 +991,20 @@ static enum rc get_conf(struct db *db)
 	return rc;
 }
 
-static enum rc get_meta(struct db *db, uint32_t shard, uint64_t generation)
+/* Whose copy it was, it is no more. */
+static enum rc put_generation(struct db *db, uint64_t generation)
+{
+	enum rc rc = run(db, BEGIN, SQLITE_OK);
+
+	if (rc == RC_OK)
+		rc = put_number(db, "generation", generation);
+	if (rc == RC_OK)
+		rc = run(db, COMMIT, SQLITE_OK);
+	return rc == RC_OK ? db_checkpoint(db) : rc;
+}
+
+static enum rc get_meta(struct db *db, uint32_t shard, uint64_t generation,
+			bool adopt)
 {
 	uint64_t format = 0;
 	uint64_t got_shard = UINT64_MAX;
@@ -955,9 +1032,11 @@ static enum rc get_meta(struct db *db, uint32_t shard, uint64_t generation)
 	if (rc != RC_OK)
 		return rc;
 	if (format != DB_SCHEMA_VERSION || got_shard != shard ||
-	    got_generation != generation)
+	    (got_generation != generation && !adopt))
 		return not_ours(db, "it is another shard's state");
-	return get_conf(db);
+	if (got_generation != generation)
+		rc = put_generation(db, generation);
+	return rc == RC_OK ? get_conf(db) : rc;
 }
 
 static enum rc get_sums(struct db *db)
@@ -988,7 +1067,8 @@ static enum rc get_sums(struct db *db)
 	return rc;
 }
 
-static enum rc open_schema(struct db *db, uint32_t shard, uint64_t generation)
+static enum rc open_schema(struct db *db, uint32_t shard, uint64_t generation,
+			   bool adopt)
 {
 	sqlite3_int64 version = -1;
 	enum rc rc = one(db, "PRAGMA user_version", &version, NULL, 0);
@@ -1003,14 +1083,14 @@ static enum rc open_schema(struct db *db, uint32_t shard, uint64_t generation)
 				  db_vfs_file(db->vfs), version,
 				  DB_SCHEMA_VERSION);
 	}
-	if (version == 0)
+	if (version == 0 && !adopt)
 		rc = create(db, shard, generation);
 	else if (version == (sqlite3_int64)DB_SCHEMA_VERSION)
 		rc = prepare(db);
 	else
 		rc = not_ours(db, "its schema version is unknown");
 	if (rc == RC_OK)
-		rc = get_meta(db, shard, generation);
+		rc = get_meta(db, shard, generation, adopt);
 	return rc == RC_OK ? get_sums(db) : rc;
 }
 
@@ -1027,8 +1107,8 @@ static void release(struct db *db)
 	free(db);
 }
 
-enum rc db_open(struct disk *disk, uint32_t shard, uint64_t generation,
-		struct db **out, struct detail *why)
+static enum rc open_as(struct disk *disk, uint32_t shard, uint64_t generation,
+		       bool adopt, struct db **out, struct detail *why)
 {
 	struct db *db = calloc(1, sizeof(*db));
 	enum rc rc;
@@ -1044,7 +1124,7 @@ enum rc db_open(struct disk *disk, uint32_t shard, uint64_t generation,
 	}
 	rc = open_conn(db);
 	if (rc == RC_OK)
-		rc = open_schema(db, shard, generation);
+		rc = open_schema(db, shard, generation, adopt);
 	if (rc != RC_OK) {
 		(void)detail_set(why, rc, NULL, "%s", db->why.text);
 		db_discard(db);
@@ -1052,6 +1132,18 @@ enum rc db_open(struct disk *disk, uint32_t shard, uint64_t generation,
 	}
 	*out = db;
 	return RC_OK;
+}
+
+enum rc db_open(struct disk *disk, uint32_t shard, uint64_t generation,
+		struct db **out, struct detail *why)
+{
+	return open_as(disk, shard, generation, false, out, why);
+}
+
+enum rc db_adopt(struct disk *disk, uint32_t shard, uint64_t generation,
+		 struct db **out, struct detail *why)
+{
+	return open_as(disk, shard, generation, true, out, why);
 }
 
 void db_close(struct db *db)

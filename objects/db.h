@@ -43,6 +43,13 @@ struct db_meta {
  */
 enum rc db_open(struct disk *disk, uint32_t shard, uint64_t generation,
 		struct db **out, struct detail *why);
+/*
+ * Open a file that db_vfs_stage_* made of another node's, and write down that
+ * it is of this generation. RC_CORRUPT: it is no state of the shard;
+ * RC_VERSION; RC_IO and RC_NO_SPACE for a write or sync.
+ */
+enum rc db_adopt(struct disk *disk, uint32_t shard, uint64_t generation,
+		 struct db **out, struct detail *why);
 /* Everything must be committed. What is in the WAL stays there. */
 void db_close(struct db *db);
 /* The same without touching the disk: after a fault, or in the simulator's
@@ -113,5 +120,22 @@ void db_range_hash(const struct db *db, unsigned range,
 /* The same, computed from the rows. */
 enum rc db_range_recompute(struct db *db, unsigned range,
 			   uint8_t out[HASH_BYTES]);
+/* Do the rows of a range give the hash that was kept with them? Also inside a
+ * transaction. RC_CORRUPT: they do not. */
+enum rc db_range_check(struct db *db, unsigned range);
+/*
+ * BLAKE2b-128 over applied index, term, stamp, wall and conf_index (8 bytes
+ * each, little endian), the configuration and the hashes of all ranges, as
+ * committed: equal on every replica that applied the same entries, whatever its
+ * file looks like.
+ */
+void db_state_hash(const struct db *db, uint8_t out[HASH_BYTES]);
+
+/* ---- the main file as it is, see db_vfs.h ---- */
+
+uint64_t db_main_bytes(const struct db *db);
+enum rc db_main_read(struct db *db, uint64_t off, void *p, size_t n,
+		     size_t *got);
+enum rc db_main_verify(struct db *db, uint32_t first, uint32_t pages);
 
 #endif

@@ -101,7 +101,7 @@ struct db_vfs {
 	uint32_t magic;
 	sqlite3_vfs vfs;
 	char name[32];
-	char file[48];
+	char file[DB_NAME_BYTES];
 	struct disk *disk;
 	uint32_t shard;
 	uint64_t generation;
@@ -138,6 +138,47 @@ struct db_file {
 	sqlite3_file base;
 	struct db_vfs *v;
 };
+
+/* ----------------------------------------------------------------- names */
+
+enum file { FILE_MAIN, FILE_WAL, FILE_MARK, FILE_MADE, FILES };
+
+static const char *const file_ends[FILES] = {
+	[FILE_MAIN] = ".db",
+	[FILE_WAL] = ".db-wal",
+	[FILE_MARK] = ".wal-mark",
+	[FILE_MADE] = ".new",
+};
+
+static void file_name(char out[DB_NAME_BYTES], uint32_t shard,
+		      uint64_t generation, enum file which)
+{
+	int n = snprintf(out, DB_NAME_BYTES, DB_DIR "/%02u-%08" PRIu64 "%s",
+			 shard, generation, file_ends[which]);
+
+	CHECK(n > 0);
+	CHECK((unsigned)n < DB_NAME_BYTES);
+}
+
+/* What file of what generation is this entry of DB_DIR? FILES: none of ours of
+ * that shard. */
+static enum file file_of(const char *entry, uint32_t shard,
+			 uint64_t *generation)
+{
+	char name[DB_NAME_BYTES];
+	const char *digits = strchr(entry, '-');
+	unsigned which;
+
+	if (digits == NULL)
+		return FILES;
+	*generation = strtoull(digits + 1, NULL, 10);
+	for (which = FILE_MAIN; which < FILES; which++) {
+		file_name(name, shard, *generation, (enum file)which);
+		if (strcmp(name + sizeof(DB_DIR), entry) == 0)
+			break;
+	}
+	return (enum file)which;
+}
 
 /* --------------------------------------------------------------- numbers */
 
@@ -231,15 +272,28 @@ static void page_stamp(const struct db_vfs *v, uint32_t number, uint8_t *page)
 	put32(page + PAGE_CRC_AT, crc32c(0, page, PAGE_CRC_AT));
 }
 
-static bool page_good(const struct db_vfs *v, uint32_t number,
-		      const uint8_t *page)
+static uint64_t page_generation(const uint8_t *page)
+{
+	return get64(page + TRAILER_AT + 16);
+}
+
+/* A page of that number of the shard's state, in some generation. */
+static bool page_whole(const struct db_vfs *v, uint32_t number,
+		       const uint8_t *page)
 {
 	const uint8_t *t = page + TRAILER_AT;
 
 	return get32(page + PAGE_CRC_AT) == crc32c(0, page, PAGE_CRC_AT) &&
 	       memcmp(t, page_magic, sizeof(page_magic)) == 0 &&
 	       get32(t + 4) == PAGE_VERSION && get32(t + 8) == number &&
-	       get32(t + 12) == v->shard && get64(t + 16) == v->generation;
+	       get32(t + 12) == v->shard;
+}
+
+static bool page_good(const struct db_vfs *v, uint32_t number,
+		      const uint8_t *page)
+{
+	return page_whole(v, number, page) &&
+	       page_generation(page) == v->generation;
 }
 
 /* A database without a table, in WAL mode, as SQLite would have begun it. */
@@ -1511,15 +1565,10 @@ static enum rc open_files(struct db_vfs *v, struct detail *why)
 	bool marked = false;
 	enum rc rc;
 
-	(void)snprintf(v->file, sizeof(v->file),
-		       DB_DIR "/%02u-%08" PRIu64 ".db", v->shard,
-		       v->generation);
-	(void)snprintf(wal, sizeof(wal), "%s-wal", v->file);
-	(void)snprintf(mark, sizeof(mark),
-		       DB_DIR "/%02u-%08" PRIu64 ".wal-mark", v->shard,
-		       v->generation);
-	(void)snprintf(made, sizeof(made), DB_DIR "/%02u-%08" PRIu64 ".new",
-		       v->shard, v->generation);
+	file_name(v->file, v->shard, v->generation, FILE_MAIN);
+	file_name(wal, v->shard, v->generation, FILE_WAL);
+	file_name(mark, v->shard, v->generation, FILE_MARK);
+	file_name(made, v->shard, v->generation, FILE_MADE);
 	if (exists(v->disk, mark, &rc, why))
 		rc = mark_load(v, mark, &marked, why);
 	if (rc != RC_OK)
@@ -1630,6 +1679,311 @@ uint32_t db_vfs_frames(const struct db_vfs *v)
 bool db_vfs_main_whole(const struct db_vfs *v)
 {
 	return v->fault == RC_OK && wal_copied(v);
+}
+
+/* ------------------------------------------------------------ whole files */
+
+uint64_t db_vfs_main_bytes(const struct db_vfs *v)
+{
+	return (uint64_t)v->main_pages * PAGE_BYTES;
+}
+
+enum rc db_vfs_main_read(struct db_vfs *v, uint64_t off, void *p, size_t n,
+			 size_t *got)
+{
+	uint64_t end = db_vfs_main_bytes(v);
+	uint32_t number = (uint32_t)(off / PAGE_BYTES) + 1;
+	const uint8_t *page = p;
+	size_t left;
+	enum rc rc;
+
+	PRE(off % PAGE_BYTES == 0);
+	PRE(n % PAGE_BYTES == 0);
+	*got = 0;
+	if (dead(v))
+		return v->fault != RC_OK ? v->fault : RC_IO;
+	if (off >= end)
+		return RC_OK;
+	if (n > end - off)
+		n = (size_t)(end - off);
+	rc = disk_read(v->main, p, n, off, got);
+	if (rc != RC_OK || *got != n) {
+		(void)fault(v, RC_CORRUPT, "%s cannot be read at %" PRIu64,
+			    v->file, off);
+		return v->fault;
+	}
+	for (left = n; left > 0; left -= PAGE_BYTES) {
+		if (!MUTANT(page_unchecked) && !page_good(v, number, page)) {
+			(void)fault(v, RC_CORRUPT, "page %u of %s is damaged",
+				    number, v->file);
+			return v->fault;
+		}
+		page += PAGE_BYTES;
+		number++;
+	}
+	return RC_OK;
+}
+
+enum rc db_vfs_main_verify(struct db_vfs *v, uint32_t first, uint32_t pages,
+			   struct detail *why)
+{
+	struct stream s;
+	uint32_t i;
+	enum rc rc;
+
+	if (dead(v))
+		return db_vfs_fault(v, why);
+	rc = stream_open(&s, v->disk, v->file, why);
+	if (rc != RC_OK)
+		return rc;
+	for (i = first; i < v->main_pages && i - first < pages; i++) {
+		rc = stream_get(&s, (uint64_t)i * PAGE_BYTES, v->page,
+				PAGE_BYTES);
+		if (rc != RC_OK || !page_good(v, i + 1, v->page)) {
+			(void)fault(v, RC_CORRUPT,
+				    "page %u of %s is damaged on the disk",
+				    i + 1, v->file);
+			break;
+		}
+	}
+	stream_close(&s);
+	return db_vfs_fault(v, why);
+}
+
+#define LOOK_MAX 16u
+
+struct look {
+	uint32_t shard;
+	uint64_t generation;
+	bool named;
+	bool other;
+	uint64_t others[LOOK_MAX]; /* Some of them. */
+	unsigned n;
+};
+
+static void look_at(void *arg, const char *name)
+{
+	struct look *l = arg;
+	uint64_t generation = 0;
+	enum file which = file_of(name, l->shard, &generation);
+
+	if (which == FILES)
+		return;
+	if (generation == l->generation) {
+		l->named |= which == FILE_MAIN;
+		return;
+	}
+	l->other |= which == FILE_MAIN;
+	if (l->n < LOOK_MAX && (l->n == 0 || l->others[l->n - 1] != generation))
+		l->others[l->n++] = generation;
+}
+
+static enum rc look(struct disk *disk, uint32_t shard, uint64_t generation,
+		    struct look *l, struct detail *why)
+{
+	enum rc rc;
+
+	*l = (struct look){ .shard = shard, .generation = generation };
+	rc = disk_list(disk, DB_DIR, look_at, l);
+	if (rc == RC_NOT_FOUND)
+		rc = RC_OK;
+	if (rc != RC_OK)
+		(void)detail_set(why, rc, NULL, "the directory %s: %s", DB_DIR,
+				 rc_text(rc));
+	return rc;
+}
+
+enum rc db_vfs_look(struct disk *disk, uint32_t shard, uint64_t generation,
+		    bool *named, bool *other, struct detail *why)
+{
+	struct look l;
+	enum rc rc = look(disk, shard, generation, &l, why);
+
+	*named = l.named;
+	*other = l.other;
+	return rc;
+}
+
+enum rc db_vfs_keep_only(struct disk *disk, uint32_t shard, uint64_t generation,
+			 struct detail *why)
+{
+	struct look l;
+	unsigned i;
+	enum rc rc;
+
+	do {
+		rc = look(disk, shard, generation, &l, why);
+		for (i = 0; rc == RC_OK && i < l.n; i++)
+			rc = db_vfs_remove(disk, shard, l.others[i], why);
+	} while (rc == RC_OK && l.n > 0);
+	return rc;
+}
+
+/* The main file goes first: without it the others mean nothing. */
+enum rc db_vfs_remove(struct disk *disk, uint32_t shard, uint64_t generation,
+		      struct detail *why)
+{
+	char name[DB_NAME_BYTES];
+	unsigned which;
+	enum rc rc = RC_OK;
+
+	for (which = FILE_MAIN; which < FILES; which++) {
+		file_name(name, shard, generation, (enum file)which);
+		rc = disk_unlink(disk, name);
+		if (rc == RC_NOT_FOUND)
+			rc = RC_OK;
+		if (rc != RC_OK)
+			break;
+	}
+	if (rc != RC_OK)
+		(void)detail_set(why, rc, NULL, "%s cannot be deleted: %s",
+				 name, rc_text(rc));
+	return rc;
+}
+
+/* Written and not yet synced, at most: the end's sync is a short one. */
+#define STAGE_UNSYNCED_MAX (8u << 20)
+
+struct db_vfs_stage {
+	struct db_vfs *v; /* Only names, numbers and `main` are used. */
+	bool begun;
+	uint64_t source; /* The generation that its pages had. */
+	uint64_t at;
+	uint64_t unsynced;
+};
+
+static enum rc stage_failed(const struct db_vfs_stage *st, enum rc rc,
+			    const char *what, struct detail *why)
+{
+	return detail_set(why, rc, NULL, "%s of %s failed: %s", what,
+			  st->v->file, rc_text(rc));
+}
+
+/* What is left over of that generation could be a WAL, which would be laid over
+ * the new file. */
+static enum rc stage_clear(struct db_vfs_stage *st, struct detail *why)
+{
+	struct db_vfs *v = st->v;
+	enum rc rc = disk_mkdir(v->disk, DB_DIR);
+
+	if (rc == RC_OK)
+		rc = disk_sync_dir(v->disk, "");
+	if (rc != RC_OK && rc != RC_EXISTS)
+		return stage_failed(st, rc, "the directory", why);
+	rc = db_vfs_remove(v->disk, v->shard, v->generation, why);
+	if (rc != RC_OK)
+		return rc;
+	rc = disk_sync_dir(v->disk, DB_DIR);
+	return rc == RC_OK ? rc : stage_failed(st, rc, "a deletion", why);
+}
+
+enum rc db_vfs_stage_new(struct disk *disk, uint32_t shard, uint64_t generation,
+			 struct db_vfs_stage **out, struct detail *why)
+{
+	struct db_vfs_stage *st = calloc(1, sizeof(*st));
+	struct db_vfs *v = calloc(1, sizeof(*v));
+	enum rc rc;
+
+	*out = NULL;
+	if (st == NULL || v == NULL) {
+		free(st);
+		free(v);
+		return detail_set(why, RC_NOMEM, NULL, "%s", rc_text(RC_NOMEM));
+	}
+	v->magic = DB_VFS_MAGIC;
+	v->disk = disk;
+	v->shard = shard;
+	v->generation = generation;
+	file_name(v->file, shard, generation, FILE_MAIN);
+	st->v = v;
+	rc = stage_clear(st, why);
+	if (rc == RC_OK)
+		rc = disk_open(disk, v->file, DISK_CREATE | DISK_EXCL, &v->main,
+			       why);
+	if (rc != RC_OK) {
+		v->main = NULL;
+		db_vfs_stage_free(st);
+		return rc;
+	}
+	*out = st;
+	return RC_OK;
+}
+
+/* Pages of one file, in their order; from here on they are ours. */
+static enum rc stage_stamp(struct db_vfs_stage *st, uint8_t *p, size_t n,
+			   struct detail *why)
+{
+	uint32_t number = (uint32_t)(st->at / PAGE_BYTES) + 1;
+	uint8_t *page = p;
+
+	for (; n > 0; n -= PAGE_BYTES) {
+		if (!st->begun)
+			st->source = page_generation(page);
+		st->begun = true;
+		if (!MUTANT(stage_unverified) &&
+		    (!page_whole(st->v, number, page) ||
+		     page_generation(page) != st->source))
+			return detail_set(why, RC_CORRUPT, NULL,
+					  "page %u for %s came damaged", number,
+					  st->v->file);
+		page_stamp(st->v, number, page);
+		page += PAGE_BYTES;
+		number++;
+	}
+	return RC_OK;
+}
+
+enum rc db_vfs_stage_write(struct db_vfs_stage *st, uint64_t off, uint8_t *p,
+			   size_t n, struct detail *why)
+{
+	enum rc rc;
+
+	if (off != st->at || n == 0 || n % PAGE_BYTES != 0 ||
+	    (off + n) / PAGE_BYTES > UINT32_MAX)
+		return detail_set(why, RC_CORRUPT, NULL,
+				  "a piece of %zu bytes at %" PRIu64
+				  " for %s: expected pages at %" PRIu64,
+				  n, off, st->v->file, st->at);
+	rc = stage_stamp(st, p, n, why);
+	if (rc != RC_OK)
+		return rc;
+	rc = disk_write(st->v->main, p, n, off);
+	if (rc != RC_OK)
+		return stage_failed(st, rc, "a write", why);
+	st->at += n;
+	st->unsynced += n;
+	if (st->unsynced < STAGE_UNSYNCED_MAX)
+		return RC_OK;
+	st->unsynced = 0;
+	rc = disk_sync(st->v->main);
+	return rc == RC_OK ? rc : stage_failed(st, rc, "a sync", why);
+}
+
+enum rc db_vfs_stage_end(struct db_vfs_stage *st, uint64_t bytes,
+			 struct detail *why)
+{
+	struct db_vfs *v = st->v;
+	char mark[DB_NAME_BYTES];
+	enum rc rc;
+
+	if (st->at != bytes || bytes == 0)
+		return detail_set(why, RC_CORRUPT, NULL,
+				  "%s has %" PRIu64 " bytes of %" PRIu64,
+				  v->file, st->at, bytes);
+	rc = disk_sync(v->main);
+	if (rc != RC_OK)
+		return stage_failed(st, rc, "a sync", why);
+	file_name(mark, v->shard, v->generation, FILE_MARK);
+	rc = create_mark(v, mark, why);
+	if (rc == RC_OK)
+		rc = disk_sync_dir(v->disk, DB_DIR);
+	return rc == RC_OK ? rc : stage_failed(st, rc, "the mark", why);
+}
+
+void db_vfs_stage_free(struct db_vfs_stage *st)
+{
+	release(st->v);
+	free(st);
 }
 
 /* --------------------------------------------------------- the simulator's */

@@ -363,6 +363,23 @@ enum rc ev_delete_memory(struct event *ev, struct pack_bytes key)
 			    false);
 }
 
+void ev_scan_memory(struct event *ev, struct pack_bytes start,
+		    bool (*cb)(void *arg, const struct row_view *row),
+		    void *arg)
+{
+	struct rows_walk w;
+	struct row_view view;
+
+	CHECK(ev->work != NULL);
+	rows_first(&w, &ev->object->rows, ROW_MEMORY, start);
+	for (; w.at != NULL; rows_next(&w)) {
+		view = (struct row_view){ row_key(w.at), row_value(w.at),
+					  w.at->expires_ns };
+		if (!cb(arg, &view))
+			return;
+	}
+}
+
 uint64_t ev_memory_rows(struct event *ev)
 {
 	return (uint64_t)((int64_t)ev->object->memory_rows +
@@ -548,6 +565,16 @@ uint64_t ev_lead_stamp(const struct event *ev)
 	const struct space *s = ev->space;
 
 	return s->memory_lost_ns > s->lead_ns ? s->memory_lost_ns : s->lead_ns;
+}
+
+uint64_t ev_epoch(const struct event *ev)
+{
+	return ev->space->epoch;
+}
+
+bool ev_settling(const struct event *ev)
+{
+	return ev->space->settling;
 }
 
 void ev_durability(struct event *ev, enum durability d)

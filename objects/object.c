@@ -1118,7 +1118,7 @@ static bool event_looked_up(struct object *o, struct event *ev)
  * class. It answers as one that is not there. */
 static bool is_meant(struct object *o, const struct event *ev)
 {
-	if ((ev->flags & EVENT_SWEEP) != 0 || ev->suspended)
+	if ((ev->flags & EVENT_INTERNAL) != 0 || ev->suspended)
 		return true;
 	if (o->head != HEAD_NONE && !object_is_addressed(o, ev))
 		return false;
@@ -1135,6 +1135,8 @@ static enum run run_class(struct object *o, struct event *ev)
 {
 	if ((ev->flags & EVENT_SWEEP) != 0)
 		return sweep_run(ev);
+	if ((ev->flags & EVENT_SETTLE) != 0)
+		return settle_run(ev);
 	if (!ev->suspended && o->head != HEAD_LIVE &&
 	    (ev->flags & EVENT_CREATE) == 0)
 		return ev_fail(ev, RC_NOT_FOUND, NULL, "%s",
@@ -1152,7 +1154,7 @@ static void event_run(struct object *o, struct event *ev)
 		return;
 	}
 	if (ev->space->res->held > RESULTS_BYTES_MAX && !ev->suspended &&
-	    (ev->flags & EVENT_SWEEP) == 0) {
+	    (ev->flags & EVENT_INTERNAL) == 0) {
 		event_detach(ev);
 		event_refuse(ev, RC_OVERLOADED, NULL,
 			     "too many answers wait to leave");
@@ -1511,10 +1513,15 @@ enum rc space_new(struct env *env, struct host *host, struct residents *res,
 	rc = sweep_new(s, &s->sweep);
 	if (rc != RC_OK)
 		goto release_gate;
+	rc = settle_new(s, &s->settle);
+	if (rc != RC_OK)
+		goto free_sweep;
 	res->spaces++;
 	*out = s;
 	return RC_OK;
 
+free_sweep:
+	sweep_free(s->sweep);
 release_gate:
 	gate_release(&s->gate);
 release_objects:
@@ -1595,6 +1602,7 @@ void space_lost(struct space *s, uint64_t epoch)
 		return;
 	s->leading = false;
 	sweep_lost(s->sweep);
+	settle_lost(s->settle);
 	env_timer_stop(&s->timer);
 	lost_passed(s);
 	gate_drain(&s->gate, lost_event);
@@ -1644,6 +1652,7 @@ static void discard_object(void *arg, struct hnode *node)
 static void space_release(struct space *s)
 {
 	sweep_free(s->sweep);
+	settle_free(s->settle);
 	htab_release(&s->objects);
 	s->res->spaces--;
 	s->magic = 0;
@@ -1657,6 +1666,7 @@ void space_free(struct space *s)
 	CHECK(s->stats.waiting == 0);
 	CHECK(LIST_EMPTY(&s->loads));
 	CHECK(sweep_idle(s->sweep));
+	CHECK(settle_idle(s->settle));
 	gate_release(&s->gate);
 	space_release(s);
 }

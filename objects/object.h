@@ -62,6 +62,7 @@ enum event_flags {
 	EVENT_KEYED = 1 << 0,  /* Has an idempotency key. */
 	EVENT_CREATE = 1 << 1, /* May create the object (most methods may). */
 	EVENT_SWEEP = 1 << 2,  /* Internal: removes expired rows. */
+	EVENT_SETTLE = 1 << 3, /* Internal: before a hand-over. */
 };
 
 /*
@@ -197,6 +198,17 @@ void space_called(struct space *s, struct event *ev, enum rc rc,
 void space_sweep(struct space *s);
 
 /*
+ * A hand-over is planned: what objects may still spend from memory is closed,
+ * exactly, and from now on everything they let in is a unit of its own. True:
+ * all of that is committed (or there was no memory for it; then the next owner
+ * books more than was spent). False: it is under way; ask again, in a later
+ * turn. It ends with the leadership, or with space_settle_end when the
+ * hand-over does not happen.
+ */
+bool space_settle(struct space *s);
+void space_settle_end(struct space *s);
+
+/*
  * For classes, while run() is on the stack. RC_AGAIN from any of them: return
  * RUN_LOAD at once.
  */
@@ -228,6 +240,11 @@ enum rc ev_get_memory(struct event *ev, struct pack_bytes key,
 enum rc ev_delete_memory(struct event *ev, struct pack_bytes key);
 /* How many rows ev_put_memory keeps for this object. */
 uint64_t ev_memory_rows(struct event *ev);
+/* These rows from the key `start` (p == NULL: the first) on, without what is
+ * staged; `cb` returns false to stop. */
+void ev_scan_memory(struct event *ev, struct pack_bytes start,
+		    bool (*cb)(void *arg, const struct row_view *row),
+		    void *arg);
 /* Rows of `kind` in [start, end), in byte order of keys; reverse: the same rows
  * from the end. `cb` returns false to stop. RC_OK or RC_AGAIN. */
 enum rc ev_scan(struct event *ev, enum row_kind kind, struct pack_bytes start,
@@ -248,6 +265,10 @@ uint64_t ev_now(const struct event *ev);
 /* What was in memory before is lost: when this leadership began, or later when
  * memory was so short that rows had to be dropped before their time. */
 uint64_t ev_lead_stamp(const struct event *ev);
+/* The leadership under which this runs: no two owners have the same one. */
+uint64_t ev_epoch(const struct event *ev);
+/* A hand-over is planned: nothing may be lent. */
+bool ev_settling(const struct event *ev);
 /* D8: is a time that lies at `at_ns` reached? Between F and now the answer will
  * wait for a tick. */
 bool ev_reached(struct event *ev, uint64_t at_ns);

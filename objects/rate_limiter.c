@@ -8,23 +8,36 @@
  *	max(TAT, now) + c * T - burst * T <= now
  *
  * and then becomes the new TAT. It admits at most burst + rate * W in any
- *window W. T need not be whole, so times are counted in 1/limit ns ("scaled")
- *in 128 bits: nothing is rounded while deciding.
+ * window W. T need not be whole, so times are counted in 1/limit ns ("scaled")
+ * in 128 bits: nothing is rounded while deciding.
  *
- * Rows: ROW_CONFIG, key: the policy's name; value [rev, limit, period_ms,
- *burst, durability, changed_ns, cold_ns, cold_rev]. ROW_DATA, key: length of
- *the policy's name (1 byte), the name, the key; value [tat_ns, tat_rest, limit,
- *rev], TAT = tat_ns + rest/limit, rev: of the policy under which it was
- *written. A key that is full (TAT <= now) is the same as an absent one; rows
- *stay a minute longer so that busy keys are not swept and written in turns. A
- *key is never emptier than empty: a TAT of before a change of its policy counts
- *as no more than the moment of that change + burst * T.
+ * Rows. ROW_CONFIG, key: the policy's name; value [rev, limit, period_ms,
+ * burst, durability, changed_ns, cold_ns, cold_rev]. ROW_DATA, key: length of
+ * the policy's name (1 byte), the name, the key; value [tat_ns, tat_rest,
+ * limit, rev], TAT = tat_ns + rest/limit, rev: of the policy under which it was
+ * written; and while a lease is open [.., epoch, until_ns, worth_ns,
+ * worth_rest]. A key that is full (TAT <= now) is the same as an absent one;
+ * rows stay a minute longer so that busy keys are not swept and written in
+ * turns. A key is never emptier than empty: a TAT of before a change of its
+ * policy counts as no more than the moment of that change + burst * T.
  *
  * Durability memory: rows live in the owner's memory. A new owner starts every
  * key of an older policy empty: TAT = takeover + burst * T, so that a failover
  * admits nothing twice. The same when a policy's durability becomes memory or
  * is it no longer: where its keys were kept so far nobody looks any more. Such
- *a policy is `cold` since then.
+ * a policy is `cold` since then.
+ *
+ * Durability leased: a key's row says "the owner of this epoch may let in K
+ * more before `until`", K * T = worth. Those come out of a row in its memory
+ * [.., left, until_ns], and each answer waits for a proof of ownership only.
+ * The next row books what was let in meanwhile, exactly (the TAT in memory is
+ * the key's), and opens the next lease. Who finds a lease that it has no memory
+ * of, of another epoch or of its own, books all of it at S, the last moment at
+ * which it can have been used: the end of that memory, or `until` if that came
+ * first. As requests at or before S of K permits in all
+ * make of TAT at most max(TAT, S) + K * T, and no TAT is ever beyond the time
+ * of its request + burst * T, the key then has let in no more than its limit,
+ * and what it let in less is at most K.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -32,6 +45,7 @@
 
 #include "node/base/check.h"
 #include "node/base/limits.h"
+#include "node/base/mutant.h"
 #include "objects/object.h"
 
 __extension__ typedef __int128 i128;
@@ -57,6 +71,23 @@ struct policy {
 	uint64_t cold_rev;   /* Rows of older ones know too little. */
 };
 
+/* A lease of a key: permits that may be spent from memory. */
+struct lease {
+	uint64_t epoch;    /* Whose it is; 0: none is open. */
+	uint64_t until_ns; /* Nothing of it is spent from then on. */
+	i128 worth;        /* K * T, scaled. */
+};
+
+/* What this owner's memory says of a key's lease. */
+struct spending {
+	bool open;
+	uint64_t rev;
+	uint64_t left;
+	uint64_t until_ns;
+	uint64_t full_ns; /* The row is worth nothing from then on. */
+	i128 tat;
+};
+
 /* What a check found. Times in ns from now. */
 struct verdict {
 	bool allowed;
@@ -73,6 +104,7 @@ struct check {
 	size_t key_n;
 	uint64_t cost;
 	bool take;
+	struct spending spending;
 	struct detail *why;
 };
 
@@ -209,30 +241,137 @@ static i128 tat_of_old(const struct check *c, i128 tat, uint64_t rev)
 	return tat;
 }
 
-static enum rc tat_read(const struct check *c, struct pack_bytes value,
-			i128 *tat)
+/* A time as a row has it: ns and rest/limit. Another limit since: the rest
+ * rounds up, towards denying. */
+static i128 time_of(const struct policy *p, uint64_t ns, uint64_t rest,
+		    uint64_t limit)
 {
-	const struct policy *p = &c->policy;
-	struct pack_r r = pack_reader(value.p, value.n);
-	uint64_t ns;
-	uint64_t rest;
+	return scaled(p, ns) +
+	       (limit == p->limit
+			? (i128)rest
+			: ((i128)rest * p->limit + limit - 1) / limit);
+}
+
+static void time_write(const struct policy *p, i128 t, struct pack_w *w)
+{
+	pack_u64(w, (uint64_t)(t / p->limit));
+	pack_u64(w, (uint64_t)(t % p->limit));
+}
+
+/* The part that all rows of keys have. */
+struct fill {
+	i128 tat;
 	uint64_t limit;
 	uint64_t rev;
-	enum rc rc = row_version_read(&r);
+};
+
+static enum rc fill_read(const struct check *c, struct pack_r *r,
+			 struct fill *out)
+{
+	uint64_t ns;
+	uint64_t rest;
+	enum rc rc = row_version_read(r);
 
 	if (rc != RC_OK)
 		return rc;
-	if (pack_get_u64(&r, &ns) != RC_OK ||
-	    pack_get_u64(&r, &rest) != RC_OK ||
-	    pack_get_u64(&r, &limit) != RC_OK ||
-	    pack_get_u64(&r, &rev) != RC_OK || r.at != r.end || limit == 0)
+	if (pack_get_u64(r, &ns) != RC_OK || pack_get_u64(r, &rest) != RC_OK ||
+	    pack_get_u64(r, &out->limit) != RC_OK ||
+	    pack_get_u64(r, &out->rev) != RC_OK || out->limit == 0)
 		return RC_CORRUPT;
-	*tat = scaled(p, ns);
-	/* Another limit since: the rest rounds up, towards denying. */
-	*tat += limit == p->limit ? (i128)rest
-				  : ((i128)rest * p->limit + limit - 1) / limit;
-	if (rev != p->rev)
-		*tat = tat_of_old(c, *tat, rev);
+	out->tat = time_of(&c->policy, ns, rest, out->limit);
+	return RC_OK;
+}
+
+static enum rc lease_read(const struct check *c, struct pack_r *r,
+			  const struct fill *f, struct lease *out)
+{
+	uint64_t ns;
+	uint64_t rest;
+
+	*out = (struct lease){ 0 };
+	if (r->at == r->end)
+		return RC_OK;
+	if (pack_get_u64(r, &out->epoch) != RC_OK ||
+	    pack_get_u64(r, &out->until_ns) != RC_OK ||
+	    pack_get_u64(r, &ns) != RC_OK || pack_get_u64(r, &rest) != RC_OK ||
+	    r->at != r->end || out->epoch == 0)
+		return RC_CORRUPT;
+	out->worth = time_of(&c->policy, ns, rest, f->limit);
+	return RC_OK;
+}
+
+/* The row in memory, of either kind; RC_NOT_FOUND. */
+static enum rc memory_read(struct check *c, struct fill *f, struct spending *sp)
+{
+	struct row_view view;
+	struct pack_r r;
+	enum rc rc = ev_get_memory(c->ev, key_of(c), &view);
+
+	*sp = (struct spending){ 0 };
+	if (rc != RC_OK)
+		return rc;
+	r = pack_reader(view.value.p, view.value.n);
+	rc = fill_read(c, &r, f);
+	if (rc != RC_OK || r.at == r.end)
+		return rc;
+	if (pack_get_u64(&r, &sp->left) != RC_OK ||
+	    pack_get_u64(&r, &sp->until_ns) != RC_OK || r.at != r.end)
+		return RC_CORRUPT;
+	sp->open = true;
+	sp->tat = f->tat;
+	sp->rev = f->rev;
+	sp->full_ns = view.expires_ns;
+	return RC_OK;
+}
+
+/* What is known of a lease about which memory says nothing: see the top. */
+static i128 lease_booked(const struct check *c, const struct fill *f,
+			 const struct lease *l)
+{
+	const struct policy *p = &c->policy;
+	uint64_t last_ns = ev_lead_stamp(c->ev);
+	i128 most;
+	i128 tat;
+
+	if (MUTANT(permit_not_booked))
+		return f->tat;
+	if (last_ns > l->until_ns)
+		last_ns = l->until_ns;
+	/* Nothing was spent under a policy that was no more. */
+	if (f->rev != p->rev && last_ns > p->changed_ns)
+		last_ns = p->changed_ns;
+	tat = scaled(p, last_ns);
+	if (tat < f->tat)
+		tat = f->tat;
+	tat += l->worth;
+	most = scaled(p, last_ns) + burst_scaled(p);
+	if (f->rev == p->rev && tat > most)
+		tat = most;
+	return tat > f->tat ? tat : f->tat;
+}
+
+/* Of a row in storage. */
+static enum rc tat_read(const struct check *c, struct pack_bytes value,
+			i128 *tat)
+{
+	struct pack_r r = pack_reader(value.p, value.n);
+	const struct spending *sp = &c->spending;
+	struct lease l;
+	struct fill f;
+	enum rc rc = fill_read(c, &r, &f);
+
+	if (rc == RC_OK)
+		rc = lease_read(c, &r, &f, &l);
+	if (rc != RC_OK)
+		return rc;
+	*tat = f.tat;
+	if (l.epoch != 0 && l.epoch == ev_epoch(c->ev) && sp->open &&
+	    sp->rev == f.rev)
+		*tat = sp->tat;
+	else if (l.epoch != 0)
+		*tat = lease_booked(c, &f, &l);
+	if (f.rev != c->policy.rev)
+		*tat = tat_of_old(c, *tat, f.rev);
 	return RC_OK;
 }
 
@@ -243,11 +382,37 @@ static enum rc row_get(struct check *c, struct row_view *view)
 	return ev_get(c->ev, ROW_DATA, key_of(c), view);
 }
 
+static enum rc tat_get_memory(struct check *c, i128 *tat)
+{
+	struct spending sp;
+	struct fill f;
+	enum rc rc = memory_read(c, &f, &sp);
+
+	if (rc == RC_NOT_FOUND)
+		*tat = tat_absent(c);
+	else if (rc == RC_OK && f.rev != c->policy.rev)
+		*tat = tat_of_old(c, f.tat, f.rev);
+	else if (rc == RC_OK)
+		*tat = f.tat;
+	return rc == RC_NOT_FOUND ? RC_OK : rc;
+}
+
 static enum rc tat_get(struct check *c, i128 *tat)
 {
 	struct row_view view;
-	enum rc rc = row_get(c, &view);
+	struct fill f;
+	enum rc rc;
 
+	if (c->policy.durability == DURABILITY_MEMORY)
+		return tat_get_memory(c, tat);
+	rc = memory_read(c, &f, &c->spending);
+	if (rc != RC_OK && rc != RC_NOT_FOUND)
+		return rc;
+	if (c->spending.open && c->spending.rev == c->policy.rev) {
+		*tat = c->spending.tat;
+		return RC_OK;
+	}
+	rc = row_get(c, &view);
 	if (rc == RC_OK)
 		return tat_read(c, view.value, tat);
 	if (rc != RC_NOT_FOUND)
@@ -256,33 +421,141 @@ static enum rc tat_get(struct check *c, i128 *tat)
 	return RC_OK;
 }
 
-static enum rc tat_put(struct check *c, i128 tat)
+static void fill_write(const struct check *c, i128 tat, struct pack_w *w)
+{
+	pack_w_init(w, 128);
+	row_version_write(w);
+	time_write(&c->policy, tat, w);
+	pack_u64(w, c->policy.limit);
+	pack_u64(w, c->policy.rev);
+}
+
+/* When a key with that row is full, whoever reads it. */
+static uint64_t full_at(const struct check *c, i128 tat, const struct lease *l)
 {
 	const struct policy *p = &c->policy;
-	uint64_t ns = (uint64_t)(tat / p->limit);
-	uint64_t keep_ns = ns_up(p, tat_absent(c));
+	uint64_t absent_ns = ns_up(p, tat_absent(c));
+	uint64_t ns = (uint64_t)(tat / p->limit) + 1;
+	i128 most;
+
+	if (l->epoch != 0) {
+		most = scaled(p, l->until_ns);
+		tat = (tat > most ? tat : most) + l->worth;
+		most += burst_scaled(p);
+		ns = ns_up(p, tat < most ? tat : most) + 1;
+	}
+	/* As long as without it the key would be emptier than it is. */
+	return absent_ns > ns ? absent_ns : ns;
+}
+
+static enum rc row_put(struct check *c, i128 tat, const struct lease *l)
+{
+	uint64_t full_ns = full_at(c, tat, l);
 	struct pack_w w;
 	enum rc rc;
 
-	/* As long as without it the key would be emptier than it is. */
-	if (keep_ns <= ns)
-		keep_ns = ns + 1;
-	pack_w_init(&w, 64);
-	row_version_write(&w);
-	pack_u64(&w, ns);
-	pack_u64(&w, (uint64_t)(tat % p->limit));
-	pack_u64(&w, p->limit);
-	pack_u64(&w, p->rev);
+	fill_write(c, tat, &w);
+	if (l->epoch != 0) {
+		pack_u64(&w, l->epoch);
+		pack_u64(&w, l->until_ns);
+		time_write(&c->policy, l->worth, &w);
+	}
 	rc = w.rc;
-	if (rc == RC_OK && p->durability == DURABILITY_MEMORY)
-		rc = ev_put_memory(c->ev, key_of(c),
-				   (struct pack_bytes){ w.p, w.n }, keep_ns);
-	else if (rc == RC_OK)
+	if (rc == RC_OK)
 		rc = ev_put(c->ev, ROW_DATA, key_of(c),
 			    (struct pack_bytes){ w.p, w.n },
-			    keep_ns + KEEP_FULL_NS);
+			    full_ns + KEEP_FULL_NS);
 	pack_w_release(&w);
 	return rc;
+}
+
+static enum rc memory_put(struct check *c, i128 tat, uint64_t full_ns)
+{
+	const struct spending *sp = &c->spending;
+	struct pack_w w;
+	enum rc rc;
+
+	fill_write(c, tat, &w);
+	if (sp->open) {
+		pack_u64(&w, sp->left);
+		pack_u64(&w, sp->until_ns);
+	}
+	rc = w.rc;
+	if (rc == RC_OK)
+		rc = ev_put_memory(c->ev, key_of(c),
+				   (struct pack_bytes){ w.p, w.n }, full_ns);
+	pack_w_release(&w);
+	return rc;
+}
+
+/* No lease is open in memory any more. */
+static enum rc spending_end(struct check *c)
+{
+	if (!c->spending.open)
+		return RC_OK;
+	c->spending.open = false;
+	return ev_delete_memory(c->ev, key_of(c));
+}
+
+/* The key's TAT is this, and nothing is lent. */
+static enum rc tat_put(struct check *c, i128 tat)
+{
+	const struct lease none = { 0 };
+	enum rc rc;
+
+	if (c->policy.durability == DURABILITY_MEMORY)
+		return memory_put(c, tat, full_at(c, tat, &none));
+	rc = row_put(c, tat, &none);
+	return rc == RC_OK ? spending_end(c) : rc;
+}
+
+/* Leases. */
+
+static uint64_t lease_size(const struct policy *p)
+{
+	uint64_t k = p->limit / 10;
+
+	if (k > LIMITER_LEASE_MAX)
+		k = LIMITER_LEASE_MAX;
+	if (k > p->burst)
+		k = p->burst;
+	return k > 0 ? k : 1;
+}
+
+/* Books `tat`, and the next permits come out of memory. */
+static enum rc lease_open(struct check *c, i128 tat)
+{
+	const struct policy *p = &c->policy;
+	struct spending *sp = &c->spending;
+	struct lease l = { .epoch = ev_epoch(c->ev) };
+	uint64_t lasts_ns = LIMITER_LEASE_MS * MS_NS;
+	enum rc rc;
+
+	sp->left = lease_size(p);
+	l.worth = (i128)sp->left * p->period_ns;
+	if (ns_up(p, l.worth) > lasts_ns)
+		lasts_ns = ns_up(p, l.worth);
+	l.until_ns = ev_now(c->ev) + lasts_ns;
+	rc = row_put(c, tat, &l);
+	if (rc != RC_OK)
+		return rc;
+	sp->open = true;
+	sp->until_ns = l.until_ns;
+	return memory_put(c, tat, full_at(c, tat, &l));
+}
+
+/* Let in: from what is lent, or with a row of its own. */
+static enum rc leased_put(struct check *c, i128 tat)
+{
+	struct spending *sp = &c->spending;
+
+	if (ev_settling(c->ev))
+		return tat_put(c, tat);
+	if (!sp->open || sp->rev != c->policy.rev || sp->left < c->cost ||
+	    ev_now(c->ev) >= sp->until_ns)
+		return lease_open(c, tat);
+	sp->left -= c->cost;
+	return memory_put(c, tat, sp->full_ns);
 }
 
 /* Past its bound of keys a limiter keeps one bucket for all unknown ones:
@@ -336,7 +609,8 @@ static enum rc check_run(struct check *c, struct verdict *v)
 	v->allowed = next - burst_scaled(p) <= now;
 	if (v->allowed && c->take && c->cost > 0) {
 		tat = next;
-		rc = tat_put(c, tat);
+		rc = p->durability == DURABILITY_LEASED ? leased_put(c, tat)
+							: tat_put(c, tat);
 		if (rc != RC_OK)
 			return rc;
 	}
@@ -603,6 +877,8 @@ static enum rc limiter_reset(struct event *ev, struct detail *why)
 		rc = ev_delete_memory(ev, key_of(&c));
 	else if (existed)
 		rc = ev_delete(ev, ROW_DATA, key_of(&c));
+	if (rc == RC_OK && existed)
+		rc = spending_end(&c);
 	if (rc != RC_OK)
 		return rc;
 	pack_map(&ev->result, 1);
@@ -799,6 +1075,99 @@ static enum rc limiter_destroy(struct event *ev)
 	return RC_OK;
 }
 
+/* A hand-over: rows instead of what is lent. */
+
+#define SETTLE_KEYS 256u
+
+struct settling {
+	struct pack_w keys;
+	uint32_t n;
+	struct pack_w next; /* Where to go on; empty: nowhere. */
+};
+
+static bool settle_key(void *arg, const struct row_view *row)
+{
+	struct settling *st = arg;
+
+	if (st->n == SETTLE_KEYS) {
+		pack_bin(&st->next, row->key.p, row->key.n);
+		return false;
+	}
+	pack_bin(&st->keys, row->key.p, row->key.n);
+	st->n++;
+	return true;
+}
+
+static enum rc settle_one(struct event *ev, struct pack_bytes key, bool put)
+{
+	struct check c = { .ev = ev };
+	struct fill f;
+	i128 tat;
+	enum rc rc;
+
+	if (key.n == 0 || key.n > sizeof(c.key) || key.p[0] >= key.n)
+		return RC_CORRUPT;
+	memcpy(c.key, key.p, key.n);
+	c.key_n = key.n;
+	rc = policy_get(ev, (struct pack_bytes){ key.p + 1, key.p[0] },
+			&c.policy, NULL);
+	if (rc == RC_OK && c.policy.durability != DURABILITY_MEMORY)
+		rc = memory_read(&c, &f, &c.spending);
+	if (rc == RC_NOT_FOUND || (rc == RC_OK && !c.spending.open))
+		return RC_OK;
+	if (rc == RC_OK)
+		rc = ev_want(ev, ROW_DATA, key);
+	if (rc == RC_OK && put)
+		rc = tat_get(&c, &tat);
+	return rc == RC_OK && put ? tat_put(&c, tat) : rc;
+}
+
+/* Once to name all rows that are wanted, then to write them. */
+static enum rc settle_pass(struct event *ev, const struct settling *st,
+			   bool put)
+{
+	struct pack_r r = pack_reader(st->keys.p, st->keys.n);
+	struct pack_bytes key;
+	bool again = false;
+	enum rc rc = RC_OK;
+	uint32_t i;
+
+	for (i = 0; i < st->n && (rc == RC_OK || rc == RC_AGAIN); i++) {
+		CHECK(pack_get_bin(&r, &key) == RC_OK);
+		rc = settle_one(ev, key, put);
+		again = again || rc == RC_AGAIN;
+	}
+	return rc == RC_OK && again ? RC_AGAIN : rc;
+}
+
+static enum run limiter_settle(struct event *ev)
+{
+	struct settling st = { .n = 0 };
+	enum rc rc;
+
+	ev_durability(ev, DURABILITY_COMMITTED);
+	pack_w_init(&st.keys, SETTLE_KEYS * (KEY_ROW_MAX + 8u));
+	pack_w_init(&st.next, KEY_ROW_MAX + 8u);
+	ev_scan_memory(ev, ev->args_bytes, settle_key, &st);
+	rc = st.keys.rc == RC_OK ? st.next.rc : st.keys.rc;
+	if (rc == RC_OK)
+		rc = settle_pass(ev, &st, false);
+	if (rc == RC_OK)
+		rc = settle_pass(ev, &st, true);
+	if (st.next.n > 0)
+		pack_raw(&ev->result, st.next.p, st.next.n);
+	else
+		pack_nil(&ev->result);
+	pack_w_release(&st.keys);
+	pack_w_release(&st.next);
+	if (rc == RC_AGAIN)
+		return RUN_LOAD;
+	if (rc == RC_OK)
+		return RUN_DONE;
+	return ev_fail(ev, rc_is_wire(rc) ? rc : RC_INTERNAL, NULL, "%s",
+		       rc_text(rc));
+}
+
 static enum rc limiter_dispatch(struct event *ev, struct detail *why)
 {
 	switch (ev->method->number) {
@@ -846,4 +1215,5 @@ const struct class class_rate_limiter = {
 	.durabilities = 1u << DURABILITY_LAGGED | 1u << DURABILITY_COMMITTED,
 	.idem_window_ms = IDEM_WINDOW_DEFAULT_MS,
 	.run = limiter_run,
+	.settle = limiter_settle,
 };

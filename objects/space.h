@@ -119,6 +119,7 @@ struct object {
 };
 
 struct sweep;
+struct settle;
 
 #define SPACE_MAGIC 0x53504143u
 
@@ -144,6 +145,8 @@ struct space {
 	struct env_timer timer;
 	LIST_HEAD(, loading) loads;
 	struct sweep *sweep;
+	bool settling; /* Nothing may be lent. */
+	struct settle *settle;
 	struct space_stats stats;
 };
 
@@ -158,11 +161,14 @@ static inline uint64_t space_committed_stamp(struct space *s)
 	return s->host->ops->committed_stamp(s->host);
 }
 
+#define EVENT_INTERNAL ((uint32_t)EVENT_SWEEP | (uint32_t)EVENT_SETTLE)
+
 /* What an event waits for is of the strongest class. */
 static inline bool event_is_committed(const struct event *ev)
 {
 	return ev->durability_now >= DURABILITY_COMMITTED ||
-	       (ev->flags & (EVENT_KEYED | EVENT_SWEEP)) != 0 || ev->suspending;
+	       (ev->flags & (EVENT_KEYED | EVENT_INTERNAL)) != 0 ||
+	       ev->suspending;
 }
 
 /* ------------------------------------------------------- event.c, for object.c
@@ -213,5 +219,16 @@ void sweep_expects(struct sweep *w, uint64_t expires_ns);
 bool sweep_idle(const struct sweep *w);
 /* The run of an EVENT_SWEEP. */
 enum run sweep_run(struct event *ev);
+
+/* ------------------------------------------------------------------ settle.c
+ */
+
+enum rc settle_new(struct space *s, struct settle **out);
+void settle_free(struct settle *t);
+void settle_lost(struct settle *t);
+/* No event of it is under way. */
+bool settle_idle(const struct settle *t);
+/* The run of an EVENT_SETTLE. */
+enum run settle_run(struct event *ev);
 
 #endif

@@ -6,6 +6,9 @@
  *
  *	apply -> now --flush begins--> old --commit--> SQLite
  *
+ * A third one, `closed`, lies between them when a flush has to end exactly at
+ * an index (storage_hash_at) while another one is under way: it is the next.
+ *
  * A flush is one transaction, done in slices, each a job of its own, so that
  * loads of all shards get through in between. A load between two slices may
  * read rows of the open transaction, but reports the index of the last commit:
@@ -19,14 +22,18 @@
 #include "objects/storage.h"
 
 #include <bsd/sys/tree.h>
+#include <inttypes.h>
 
 #include "node/base/check.h"
 #include "node/base/htab.h"
 #include "node/base/mutant.h"
 #include "objects/db.h"
+#include "objects/db_vfs.h"
 
 #define STORAGE_MAGIC 0x53746f72u
 #define JOB_MAGIC     0x53744a62u
+#define EXPORT_MAGIC  0x53744578u
+#define STAGE_MAGIC   0x53745367u
 
 #define CHUNK_BYTES    (64u << 10)
 #define SLOTS_KEPT_MAX 4096u
@@ -414,7 +421,10 @@ static struct unit_row harvest_row(const struct harvest *h, size_t i)
 
 /* ---------------------------------------------------------------- storage */
 
-enum busy { IDLE, FLUSHING, CHECKPOINTING, CLOSING };
+/* Generations of the window, at most. */
+#define LAYERS 3u
+
+enum busy { IDLE, FLUSHING, CHECKPOINTING, SWITCHING, CLOSING };
 
 struct flush {
 	struct env_job job;
@@ -429,6 +439,7 @@ struct flush {
 	uint64_t rows;
 	uint64_t ns;
 	uint64_t wal_bytes;
+	uint8_t hash[HASH_BYTES]; /* Of what was committed. */
 };
 
 struct checkpoint {
@@ -436,19 +447,99 @@ struct checkpoint {
 	enum rc rc;
 	struct detail why;
 	uint64_t index;
+	struct export *export; /* Begins with it; NULL: none. */
+};
+
+enum export_is {
+	EXPORT_WAITS,  /* For a checkpoint. */
+	EXPORT_CHECKS, /* The main file is pinned, its ranges are checked. */
+	EXPORT_OPEN,
+};
+
+/* A copy on its way out. */
+struct export
+{
+	uint32_t magic;
+	struct env_job job;
+	bool busy; /* The job, or a checkpoint that it waits for. */
+	LIST_ENTRY(export) link;
+	struct storage *storage;
+	struct storage_export *x; /* NULL: nobody wants it any more. */
+	enum export_is is;
+	enum rc over; /* Not RC_OK: what everything asked is told. */
+	unsigned range;
+	uint64_t offset;
+	uint32_t bytes;
+	/* The worker's, while it is busy. */
+	struct db_meta meta; /* `conf` is ours. */
+	uint8_t hash[HASH_BYTES];
+	uint64_t main_bytes;
+	void *conf;
+	void *buf;
+	size_t got;
+	enum rc rc;
+	struct detail why;
+};
+
+enum stage_does {
+	STAGE_WRITES,
+	STAGE_SEALS, /* Syncs and opens. */
+	STAGE_READS, /* Pages, then ranges. */
+	STAGE_READY,
+	STAGE_DROPS,
+};
+
+/* A copy on its way in. */
+struct stage {
+	uint32_t magic;
+	struct env_job job;
+	bool busy;
+	LIST_ENTRY(stage) link;
+	struct storage *storage;
+	struct storage_stage *g; /* NULL: dropped, or taken by a switch. */
+	uint64_t generation;
+	enum stage_does does;
+	bool ends; /* No piece comes after the one that is written. */
+	/* As announced; `conf` is ours. */
+	struct db_meta meta;
+	void *conf;
+	uint64_t bytes;
+	uint8_t hash[HASH_BYTES];
+	/* The worker's, while it is busy. */
+	struct db_vfs_stage *file;
+	struct db *db;
+	uint8_t *buf;
+	uint64_t offset;
+	uint32_t n;
+	uint32_t page;
+	unsigned range;
+	enum rc rc;
+	struct detail why;
+};
+
+struct change_over {
+	struct env_job job;
+	struct storage_switch *request; /* NULL: none. */
+	bool forgotten;                 /* It is not told. */
+	struct stage *stage;
+	enum rc rc;
+	struct detail why;
+	struct db_meta meta;
 };
 
 struct storage {
 	uint32_t magic;
 	struct env *env;
+	struct disk *disk;
 	struct storage_config cfg;
 	struct storage_listener *listener;
 	/* Worker's: */
 	struct db *db;
 	/* Loop's; `old` and `flush` the worker's too, while its job runs. */
-	struct gen gens[2];
+	struct gen gens[LAYERS];
 	struct gen *now;
-	struct gen *old; /* NULL: no flush. */
+	struct gen *closed_gen; /* Flushed next; NULL: `now` is. */
+	struct gen *old;        /* NULL: no flush. */
 	struct db_meta applied;
 	uint64_t stored;
 	uint64_t checkpointed;
@@ -468,10 +559,19 @@ struct storage {
 	struct env_job close;
 	bool close_faulty;
 	LIST_HEAD(, reading) readings;
+	LIST_HEAD(, export) exports;
+	LIST_HEAD(, stage) stages;
+	uint64_t stage_next; /* Its generation. */
+	struct change_over change;
+	struct storage_hash *hash; /* Waits for a flush. */
 	/* Requests that get no job end with the turn; linked by their `job`. */
 	struct storage_load *refused_loads;
 	struct storage_expired *refused_expired;
 	struct storage_heads *refused_heads;
+	struct storage_scrub *refused_scrubs;
+	struct storage_hash *refused_hashes;
+	struct storage_export *refused_exports;
+	struct storage_stage *refused_stage; /* There is one. */
 	struct env_task refuse;
 	bool refusing; /* It is posted. */
 	bool closed_waits;
@@ -496,6 +596,28 @@ static struct storage *storage_of_checkpoint(struct env_job *job)
 
 static void step(struct storage *s);
 static void readings_unpark(struct storage *s);
+static void exports_over(struct storage *s, enum rc rc);
+static void hash_refuse(struct storage *s, struct storage_hash *h, enum rc rc);
+
+static bool changing(const struct storage *s)
+{
+	return s->change.request != NULL;
+}
+
+/* What a request is told of a fault: the state is bad, or the node stops. */
+static enum rc told(enum rc rc)
+{
+	if (rc == RC_NO_SPACE || rc == RC_INTERNAL)
+		return RC_IO;
+	return rc;
+}
+
+static void stop(struct storage *s, enum rc rc, const struct detail *why)
+{
+	s->fault = rc == RC_CORRUPT ? RC_IO : rc;
+	env_timer_stop(&s->timer);
+	env_fail_stop(s->env, why->text);
+}
 
 /* The first fault stays. What the caller was about to do, it leaves. */
 static void fault(struct storage *s, enum rc rc, const struct detail *why)
@@ -503,13 +625,21 @@ static void fault(struct storage *s, enum rc rc, const struct detail *why)
 	PRE(rc != RC_OK);
 	if (s->fault != RC_OK)
 		return;
+	/* What is bad with it, it takes along. */
+	if (rc == RC_CORRUPT && changing(s))
+		return;
 	s->fault = rc;
 	env_timer_stop(&s->timer);
 	readings_unpark(s);
+	exports_over(s, told(rc));
+	if (s->hash != NULL)
+		hash_refuse(s, s->hash, told(rc));
+	s->hash = NULL;
 	if (rc == RC_CORRUPT && s->listener->bad != NULL)
 		s->listener->bad(s->listener, rc, why);
 	else
-		env_fail_stop(s->env, why->text);
+		stop(s, rc, why);
+	step(s);
 }
 
 /* On the worker: what is told on the loop, where the database may be busy. */
@@ -605,6 +735,7 @@ static void flush_run(struct env_job *job)
 	if (f->rc == RC_OK && f->at == f->n) {
 		f->rc = db_commit(s->db, &s->old->meta);
 		f->committed = f->rc == RC_OK;
+		db_state_hash(s->db, f->hash);
 	}
 	if (f->rc != RC_OK)
 		explain(s, f->rc, &f->why);
@@ -612,20 +743,39 @@ static void flush_run(struct env_job *job)
 	f->ns += env_now_ns(s->env) - from;
 }
 
+/* The state is committed exactly as somebody wanted it hashed. */
+static void hash_answer(struct storage *s)
+{
+	struct storage_hash *h = s->hash;
+
+	if (h == NULL || h->index != s->stored)
+		return;
+	s->hash = NULL;
+	memcpy(h->hash, s->flush.hash, HASH_BYTES);
+	h->done(h, RC_OK);
+}
+
+static uint64_t wal_bytes_max(const struct storage *s)
+{
+	return s->cfg.wal_bytes_max > 0 ? s->cfg.wal_bytes_max
+					: STATE_WAL_BYTES_MAX;
+}
+
 static void flush_done(struct env_job *job)
 {
 	struct storage *s = storage_of_flush(job);
 	struct flush *f = &s->flush;
 
-	if (f->rc == RC_OK && !f->committed) {
+	if (f->rc == RC_OK && !f->committed && !changing(s)) {
 		env_work(s->env, ENV_WORKER_STORAGE, job);
 		return;
 	}
 	free(f->changes);
 	f->changes = NULL;
 	s->busy = IDLE;
-	if (f->rc != RC_OK) {
+	if (f->rc != RC_OK)
 		fault(s, f->rc, &f->why);
+	if (f->rc != RC_OK || changing(s)) {
 		step(s);
 		return;
 	}
@@ -637,26 +787,42 @@ static void flush_done(struct env_job *job)
 	s->old = NULL;
 	readings_unpark(s);
 	s->wal_bytes = f->wal_bytes;
-	if (f->wal_bytes >= STATE_WAL_BYTES_MAX)
+	if (f->wal_bytes >= wal_bytes_max(s))
 		s->want_checkpoint = true;
+	hash_answer(s);
 	s->listener->stored(s->listener, s->stored);
 	step(s);
 }
 
-static void flush_start(struct storage *s)
+/* `now` takes nothing any more; an empty one takes its place. */
+static struct gen *gen_close(struct storage *s)
 {
-	struct gen *other = s->now == &s->gens[0] ? &s->gens[1] : &s->gens[0];
-	const void *conf = s->now->meta.conf;
-	size_t conf_bytes = s->now->meta.conf_bytes;
+	struct gen *g = s->now;
+	const void *conf = g->meta.conf;
+	size_t conf_bytes = g->meta.conf_bytes;
+	unsigned i;
 
-	CHECK(s->old == NULL);
-	s->old = s->now;
-	s->now = other;
-	s->old->meta = s->applied;
-	s->old->meta.conf = conf;
-	s->old->meta.conf_bytes = conf_bytes;
+	for (i = 0; i < LAYERS; i++)
+		if (&s->gens[i] != g && &s->gens[i] != s->closed_gen &&
+		    &s->gens[i] != s->old)
+			s->now = &s->gens[i];
+	CHECK(s->now != g);
+	g->meta = s->applied;
+	g->meta.conf = conf;
+	g->meta.conf_bytes = conf_bytes;
 	s->want_flush = false;
 	env_timer_stop(&s->timer);
+	return g;
+}
+
+static void flush_start(struct storage *s)
+{
+	CHECK(s->old == NULL);
+	if (s->closed_gen != NULL)
+		s->old = s->closed_gen;
+	else
+		s->old = gen_close(s);
+	s->closed_gen = NULL;
 	s->busy = FLUSHING;
 	s->flush = (struct flush){ 0 };
 	s->flush.job.run = flush_run;
@@ -665,6 +831,17 @@ static void flush_start(struct storage *s)
 }
 
 /* ------------------------------------------------------------- checkpoint */
+
+static struct export *export_waiting(struct storage *s);
+static void export_pin(struct export *e);
+static void export_pinned(struct export *e);
+static void export_failed(struct export *e, enum rc rc);
+static void export_done(struct env_job *job);
+static void stage_done(struct env_job *job);
+static void readings_cancel(struct storage *s);
+static void refuse_post(struct storage *s);
+static void state_is(struct storage *s, const struct db_meta *m,
+		     struct storage_state *state);
 
 static void checkpoint_run(struct env_job *job)
 {
@@ -675,6 +852,8 @@ static void checkpoint_run(struct env_job *job)
 	c->index = db_meta(s->db)->applied_index;
 	if (c->rc != RC_OK)
 		explain(s, c->rc, &c->why);
+	else if (c->export != NULL)
+		export_pin(c->export);
 }
 
 static void checkpoint_done(struct env_job *job)
@@ -685,13 +864,18 @@ static void checkpoint_done(struct env_job *job)
 	s->busy = IDLE;
 	if (c->rc != RC_OK) {
 		fault(s, c->rc, &c->why);
+		if (c->export != NULL)
+			export_failed(c->export, told(c->rc));
 		step(s);
 		return;
 	}
 	s->stats.checkpoints++;
 	s->wal_bytes = 0;
 	s->checkpointed = c->index;
-	s->listener->checkpointed(s->listener, c->index);
+	if (c->export != NULL)
+		export_pinned(c->export);
+	if (!changing(s))
+		s->listener->checkpointed(s->listener, c->index);
 	step(s);
 }
 
@@ -700,19 +884,750 @@ static void checkpoint_start(struct storage *s)
 	s->want_checkpoint = false;
 	s->checkpoint_from = 0;
 	s->busy = CHECKPOINTING;
-	s->checkpoint = (struct checkpoint){ 0 };
+	s->checkpoint = (struct checkpoint){ .export = export_waiting(s) };
+	if (s->checkpoint.export != NULL)
+		s->checkpoint.export->busy = true;
 	s->checkpoint.job.run = checkpoint_run;
 	s->checkpoint.job.done = checkpoint_done;
 	env_work(s->env, ENV_WORKER_STORAGE, &s->checkpoint.job);
+}
+
+/* ---------------------------------------------------------------- exports */
+
+static void export_free(struct export *e)
+{
+	LIST_REMOVE(e, link);
+	free(e->conf);
+	free(e->buf);
+	e->magic = 0;
+	free(e);
+}
+
+static struct export *export_of(struct env_job *job)
+{
+	struct export *e = CONTAINER_OF(job, struct export, job);
+
+	CHECK_OBJ(e, EXPORT_MAGIC);
+	return e;
+}
+
+/* The one that the next checkpoint is for. */
+static struct export *export_waiting(struct storage *s)
+{
+	struct export *e;
+
+	LIST_FOREACH(e, &s->exports, link)
+	if (e->x != NULL && e->is == EXPORT_WAITS && e->over == RC_OK)
+		return e;
+	return NULL;
+}
+
+/* The main file must stay as it is. */
+static bool main_pinned(const struct storage *s)
+{
+	const struct export *e;
+
+	if (MUTANT(export_unpinned))
+		return false;
+	LIST_FOREACH(e, &s->exports, link)
+	if (e->is != EXPORT_WAITS && e->over == RC_OK)
+		return true;
+	return false;
+}
+
+/* ---- on the worker ---- */
+
+/* What the main file is, while it is that. */
+static void export_pin(struct export *e)
+{
+	struct db *db = e->storage->db;
+
+	e->meta = *db_meta(db);
+	e->conf = malloc(e->meta.conf_bytes + 1);
+	e->buf = malloc(STORAGE_PIECE_MAX);
+	if (e->conf == NULL || e->buf == NULL) {
+		e->rc = RC_NOMEM;
+		return;
+	}
+	if (e->meta.conf_bytes > 0)
+		memcpy(e->conf, e->meta.conf, e->meta.conf_bytes);
+	if (e->meta.conf != NULL)
+		e->meta.conf = e->conf;
+	e->main_bytes = db_main_bytes(db);
+	db_state_hash(db, e->hash);
+}
+
+static void export_run(struct env_job *job)
+{
+	struct export *e = export_of(job);
+	struct storage *s = e->storage;
+
+	if (e->rc != RC_OK)
+		return;
+	if (e->is == EXPORT_OPEN)
+		e->rc = db_main_read(s->db, e->offset, e->buf, e->bytes,
+				     &e->got);
+	else if (!MUTANT(snapshot_unscrubbed))
+		e->rc = db_range_check(s->db, e->range);
+	if (e->rc != RC_OK)
+		explain(s, e->rc, &e->why);
+}
+
+/* ---- on the loop ---- */
+
+static void export_work(struct export *e)
+{
+	e->busy = true;
+	e->rc = e->over;
+	e->job.done = export_done;
+	e->job.run = export_run;
+	env_work(e->storage->env, ENV_WORKER_STORAGE, &e->job);
+}
+
+/* `ready` with what it is; with a code it is the end. */
+static void export_ready(struct export *e, enum rc rc)
+{
+	struct storage_export *x = e->x;
+
+	x->index = e->meta.applied_index;
+	x->term = e->meta.applied_term;
+	x->conf_index = e->meta.conf_index;
+	x->conf = e->meta.conf;
+	x->conf_bytes = e->meta.conf_bytes;
+	x->bytes = e->main_bytes;
+	memcpy(x->hash, e->hash, HASH_BYTES);
+	if (rc == RC_OK) {
+		e->is = EXPORT_OPEN;
+	} else {
+		x->job = NULL;
+		x->conf = NULL;
+		export_free(e);
+	}
+	x->ready(x, rc);
+}
+
+static void export_pinned(struct export *e)
+{
+	e->busy = false;
+	if (e->x == NULL) {
+		export_free(e);
+		return;
+	}
+	e->is = EXPORT_CHECKS;
+	if (e->rc != RC_OK)
+		e->over = e->rc;
+	export_work(e);
+}
+
+/* There was no checkpoint. */
+static void export_failed(struct export *e, enum rc rc)
+{
+	e->busy = false;
+	if (e->over == RC_OK)
+		e->over = rc;
+	if (e->x != NULL)
+		export_work(e);
+	else
+		export_free(e);
+}
+
+static void export_done(struct env_job *job)
+{
+	struct export *e = export_of(job);
+	struct storage *s = e->storage;
+	enum rc rc = e->rc;
+
+	e->busy = false;
+	/* Not what it was told itself: what it found. */
+	if (rc != RC_OK && rc != RC_NOMEM && e->over == RC_OK)
+		fault(s, rc, &e->why);
+	if (e->over != RC_OK)
+		rc = e->over;
+	if (e->x == NULL)
+		export_free(e);
+	else if (e->is == EXPORT_OPEN)
+		e->x->data(e->x, rc, e->buf, rc == RC_OK ? e->got : 0);
+	else if (rc != RC_OK || ++e->range == STATE_RANGES)
+		export_ready(e, rc);
+	else
+		export_work(e);
+	step(s);
+}
+
+/* Whatever is asked from now on, and what is under way, gets this code. */
+static void exports_over(struct storage *s, enum rc rc)
+{
+	struct export *e;
+
+	LIST_FOREACH(e, &s->exports, link)
+	{
+		if (e->over != RC_OK)
+			continue;
+		e->over = rc;
+		if (e->x != NULL && e->is == EXPORT_WAITS && !e->busy)
+			export_work(e);
+	}
+}
+
+/* Nobody is told anything. */
+static void exports_forget(struct storage *s)
+{
+	struct export *e = LIST_FIRST(&s->exports);
+	struct export *next;
+
+	s->refused_exports = NULL;
+	for (; e != NULL; e = next) {
+		next = LIST_NEXT(e, link);
+		e->x = NULL;
+		if (!e->busy)
+			export_free(e);
+	}
+}
+
+static bool export_wanted(const struct storage *s)
+{
+	const struct export *e;
+
+	LIST_FOREACH(e, &s->exports, link)
+	if (e->x != NULL)
+		return true;
+	return false;
+}
+
+void storage_export_begin(struct storage *s, struct storage_export *x)
+{
+	struct export *e = calloc(1, sizeof(*e));
+
+	CHECK_OBJ(s, STORAGE_MAGIC);
+	PRE(!s->closing);
+	x->rc = RC_NOMEM;
+	if (e == NULL) {
+		x->job = s->refused_exports;
+		s->refused_exports = x;
+		refuse_post(s);
+		return;
+	}
+	e->magic = EXPORT_MAGIC;
+	e->storage = s;
+	e->x = x;
+	x->job = e;
+	if (export_wanted(s))
+		e->over = RC_CONFLICT;
+	else if (changing(s))
+		e->over = RC_CANCELLED;
+	else if (s->fault != RC_OK)
+		e->over = told(s->fault);
+	LIST_INSERT_HEAD(&s->exports, e, link);
+	if (e->over != RC_OK)
+		export_work(e);
+	else
+		storage_checkpoint(s);
+}
+
+void storage_export_read(struct storage *s, struct storage_export *x,
+			 uint64_t offset, uint32_t bytes)
+{
+	struct export *e = x->job;
+
+	CHECK_OBJ(s, STORAGE_MAGIC);
+	CHECK_OBJ(e, EXPORT_MAGIC);
+	PRE(e->x == x);
+	PRE(e->is == EXPORT_OPEN);
+	PRE(!e->busy);
+	PRE(offset % STATE_PAGE_BYTES == 0);
+	PRE(bytes % STATE_PAGE_BYTES == 0);
+	PRE(bytes <= STORAGE_PIECE_MAX);
+	e->offset = offset;
+	e->bytes = bytes;
+	export_work(e);
+}
+
+void storage_export_end(struct storage *s, struct storage_export *x)
+{
+	struct storage_export **at = &s->refused_exports;
+	struct export *e = x->job;
+
+	CHECK_OBJ(s, STORAGE_MAGIC);
+	for (; *at != NULL; at = (struct storage_export **)&(*at)->job)
+		if (*at == x) {
+			*at = x->job;
+			x->job = NULL;
+			return;
+		}
+	if (e == NULL)
+		return;
+	CHECK_OBJ(e, EXPORT_MAGIC);
+	PRE(e->x == x);
+	x->job = NULL;
+	e->x = NULL;
+	e->over = RC_CANCELLED; /* What it still reads, nobody looks at. */
+	if (!e->busy)
+		export_free(e);
+	step(s);
+}
+
+/* ----------------------------------------------------------------- stages */
+
+static void stage_free(struct stage *st)
+{
+	LIST_REMOVE(st, link);
+	if (st->db != NULL)
+		db_discard(st->db);
+	if (st->file != NULL)
+		db_vfs_stage_free(st->file);
+	free(st->conf);
+	free(st->buf);
+	st->magic = 0;
+	free(st);
+}
+
+static struct stage *stage_of(struct env_job *job)
+{
+	struct stage *st = CONTAINER_OF(job, struct stage, job);
+
+	CHECK_OBJ(st, STAGE_MAGIC);
+	return st;
+}
+
+/* ---- on the worker ---- */
+
+static enum rc stage_piece(struct stage *st)
+{
+	const struct storage *s = st->storage;
+	enum rc rc = RC_OK;
+
+	if (st->file == NULL)
+		rc = db_vfs_stage_new(s->disk, s->cfg.shard, st->generation,
+				      &st->file, &st->why);
+	if (rc != RC_OK)
+		return rc;
+	return db_vfs_stage_write(st->file, st->offset, st->buf, st->n,
+				  &st->why);
+}
+
+/* What it says of itself is what was announced. */
+static enum rc stage_compare(struct stage *st)
+{
+	const struct db_meta *m = db_meta(st->db);
+
+	if (MUTANT(stage_unverified))
+		return RC_OK;
+	if (m->applied_index == st->meta.applied_index &&
+	    m->applied_term == st->meta.applied_term &&
+	    m->conf_index == st->meta.conf_index &&
+	    m->conf_bytes == st->meta.conf_bytes &&
+	    (m->conf_bytes == 0 ||
+	     memcmp(m->conf, st->meta.conf, m->conf_bytes) == 0))
+		return RC_OK;
+	return detail_set(&st->why, RC_CORRUPT, NULL,
+			  "a state at index %" PRIu64 ", term %" PRIu64
+			  " was announced, it is at %" PRIu64 ", term %" PRIu64,
+			  st->meta.applied_index, st->meta.applied_term,
+			  m->applied_index, m->applied_term);
+}
+
+static enum rc stage_seal(struct stage *st)
+{
+	const struct storage *s = st->storage;
+	enum rc rc;
+
+	if (st->file == NULL)
+		return detail_set(&st->why, RC_CORRUPT, NULL, "nothing came");
+	rc = db_vfs_stage_end(st->file, st->bytes, &st->why);
+	if (rc != RC_OK)
+		return rc;
+	db_vfs_stage_free(st->file);
+	st->file = NULL;
+	rc = db_adopt(s->disk, s->cfg.shard, st->generation, &st->db, &st->why);
+	return rc == RC_OK ? stage_compare(st) : rc;
+}
+
+static enum rc stage_compare_hash(struct stage *st)
+{
+	uint8_t hash[HASH_BYTES];
+
+	db_state_hash(st->db, hash);
+	if (memcmp(hash, st->hash, HASH_BYTES) == 0 || MUTANT(stage_unverified))
+		return RC_OK;
+	return detail_set(&st->why, RC_CORRUPT, NULL,
+			  "its hash is not the one that was announced");
+}
+
+/* A slice of what there is to verify. */
+static enum rc stage_read(struct stage *st)
+{
+	enum rc rc;
+
+	if ((uint64_t)st->page * STATE_PAGE_BYTES < db_main_bytes(st->db)) {
+		rc = db_main_verify(st->db, st->page, STATE_VERIFY_PAGES);
+		st->page += STATE_VERIFY_PAGES;
+	} else if (st->range < STATE_RANGES) {
+		rc = MUTANT(stage_unverified)
+			     ? RC_OK
+			     : db_range_check(st->db, st->range);
+		st->range++;
+	} else {
+		st->does = STAGE_READY;
+		return stage_compare_hash(st);
+	}
+	if (rc != RC_OK)
+		(void)detail_set(&st->why, rc, NULL, "%s", db_why(st->db));
+	return rc;
+}
+
+/* Nothing is left of it. */
+static enum rc stage_delete(struct stage *st)
+{
+	const struct storage *s = st->storage;
+
+	if (st->db != NULL)
+		db_discard(st->db);
+	if (st->file != NULL)
+		db_vfs_stage_free(st->file);
+	st->db = NULL;
+	st->file = NULL;
+	return db_vfs_remove(s->disk, s->cfg.shard, st->generation, &st->why);
+}
+
+/* Codes after which the node goes on without that file. */
+static bool stage_survives(enum rc rc)
+{
+	return rc != RC_IO && rc != RC_INTERNAL;
+}
+
+static void stage_run(struct env_job *job)
+{
+	struct stage *st = stage_of(job);
+
+	if (st->rc == RC_OK && st->does == STAGE_WRITES)
+		st->rc = stage_piece(st);
+	else if (st->rc == RC_OK && st->does == STAGE_SEALS)
+		st->rc = stage_seal(st);
+	else if (st->rc == RC_OK && st->does == STAGE_READS)
+		st->rc = stage_read(st);
+	if ((st->rc != RC_OK && stage_survives(st->rc)) ||
+	    st->does == STAGE_DROPS) {
+		struct detail why = st->why;
+		enum rc rc;
+
+		st->why = (struct detail){ 0 };
+		rc = stage_delete(st);
+		if (rc != RC_OK)
+			st->rc = RC_IO;
+		else
+			st->why = why;
+	}
+}
+
+/* ---- on the loop ---- */
+
+static void stage_work(struct stage *st, enum stage_does does)
+{
+	st->does = does;
+	st->busy = true;
+	st->job.run = stage_run;
+	st->job.done = stage_done;
+	env_work(st->storage->env, ENV_WORKER_STORAGE, &st->job);
+}
+
+/* Its files are gone, or nobody may touch them. */
+static void stage_end(struct stage *st, bool wrote)
+{
+	struct storage_stage *g = st->g;
+	enum rc rc = st->rc;
+
+	if (g != NULL)
+		g->job = NULL;
+	stage_free(st);
+	if (g == NULL)
+		return;
+	if (wrote)
+		g->written(g, rc);
+	else
+		g->done(g, rc, 0);
+}
+
+static void stage_wrote(struct stage *st)
+{
+	struct storage_stage *g = st->g;
+
+	if (st->ends)
+		stage_work(st, STAGE_SEALS);
+	g->written(g, RC_OK);
+}
+
+static void stage_done(struct env_job *job)
+{
+	struct stage *st = stage_of(job);
+	struct storage *s = st->storage;
+
+	st->busy = false;
+	if (st->rc != RC_OK && !stage_survives(st->rc)) {
+		struct detail why = st->why;
+
+		(void)detail_set(&why, st->rc, NULL, "%s", rc_text(st->rc));
+		stop(s, st->rc, &why);
+		return;
+	}
+	if (st->rc != RC_OK || st->does == STAGE_DROPS)
+		stage_end(st, st->does == STAGE_WRITES);
+	else if (s->closing)
+		stage_free(st);
+	else if (st->g == NULL)
+		stage_work(st, STAGE_DROPS);
+	else if (st->does == STAGE_WRITES)
+		stage_wrote(st);
+	else if (st->does == STAGE_READY)
+		st->g->done(st->g, RC_OK, st->generation);
+	else
+		stage_work(st, STAGE_READS);
+	step(s);
+}
+
+void storage_stage_begin(struct storage *s, struct storage_stage *g)
+{
+	struct stage *st;
+
+	CHECK_OBJ(s, STORAGE_MAGIC);
+	PRE(!s->closing);
+	PRE(!changing(s));
+	LIST_FOREACH(st, &s->stages, link)
+	PRE(st->g == NULL);
+	g->job = NULL;
+	st = calloc(1, sizeof(*st));
+	if (st == NULL)
+		return; /* It is told with the first piece. */
+	st->conf = malloc(g->conf_bytes + 1);
+	st->buf = aligned_alloc(DISK_ALIGN, STORAGE_PIECE_MAX);
+	if (st->conf == NULL || st->buf == NULL) {
+		free(st->conf);
+		free(st->buf);
+		free(st);
+		return;
+	}
+	if (g->conf_bytes > 0)
+		memcpy(st->conf, g->conf, g->conf_bytes);
+	st->magic = STAGE_MAGIC;
+	st->storage = s;
+	st->g = g;
+	st->generation = s->stage_next++;
+	st->meta = (struct db_meta){ .applied_index = g->index,
+				     .applied_term = g->term,
+				     .conf_index = g->conf_index,
+				     .conf = st->conf,
+				     .conf_bytes = g->conf_bytes };
+	st->bytes = g->bytes;
+	memcpy(st->hash, g->hash, HASH_BYTES);
+	g->job = st;
+	LIST_INSERT_HEAD(&s->stages, st, link);
+}
+
+static void stage_refuse(struct storage *s, struct storage_stage *g, bool ends)
+{
+	g->ends = ends;
+	s->refused_stage = g;
+	refuse_post(s);
+}
+
+void storage_stage_write(struct storage *s, struct storage_stage *g,
+			 uint64_t offset, const void *p, uint32_t n)
+{
+	struct stage *st = g->job;
+
+	CHECK_OBJ(s, STORAGE_MAGIC);
+	if (st == NULL) {
+		stage_refuse(s, g, false);
+		return;
+	}
+	CHECK_OBJ(st, STAGE_MAGIC);
+	PRE(!st->busy);
+	PRE(!st->ends);
+	st->offset = offset;
+	st->n = n;
+	if (n > STORAGE_PIECE_MAX)
+		st->rc = detail_set(&st->why, RC_CORRUPT, NULL,
+				    "a piece of %" PRIu32 " bytes", n);
+	else
+		memcpy(st->buf, p, n);
+	stage_work(st, STAGE_WRITES);
+}
+
+void storage_stage_end(struct storage *s, struct storage_stage *g)
+{
+	struct stage *st = g->job;
+
+	CHECK_OBJ(s, STORAGE_MAGIC);
+	if (st == NULL) {
+		stage_refuse(s, g, true);
+		return;
+	}
+	CHECK_OBJ(st, STAGE_MAGIC);
+	PRE(!st->ends);
+	st->ends = true;
+	if (!st->busy)
+		stage_work(st, STAGE_SEALS);
+}
+
+void storage_stage_drop(struct storage *s, struct storage_stage *g)
+{
+	struct stage *st = g->job;
+
+	CHECK_OBJ(s, STORAGE_MAGIC);
+	if (s->refused_stage == g)
+		s->refused_stage = NULL;
+	if (st == NULL)
+		return;
+	CHECK_OBJ(st, STAGE_MAGIC);
+	PRE(st->g == g);
+	g->job = NULL;
+	st->g = NULL;
+	if (!st->busy)
+		stage_work(st, STAGE_DROPS);
+}
+
+/* At close; what it has written, the next open deletes, unless the ballot names
+ * it by then. */
+static void stages_forget(struct storage *s)
+{
+	struct stage *st;
+
+	s->refused_stage = NULL;
+	LIST_FOREACH(st, &s->stages, link)
+	{
+		if (st->g != NULL)
+			st->g->job = NULL;
+		st->g = NULL;
+	}
+}
+
+static bool stages_busy(const struct storage *s)
+{
+	const struct stage *st;
+
+	LIST_FOREACH(st, &s->stages, link)
+	if (st->busy)
+		return true;
+	return false;
+}
+
+/* ----------------------------------------------------------------- switch */
+
+static void change_run(struct env_job *job)
+{
+	struct storage *s = CONTAINER_OF(job, struct storage, change.job);
+	struct change_over *c = &s->change;
+
+	CHECK_OBJ(s, STORAGE_MAGIC);
+	if (s->db != NULL)
+		db_discard(s->db);
+	s->db = c->stage->db;
+	c->stage->db = NULL;
+	c->meta = *db_meta(s->db);
+	c->rc = db_vfs_keep_only(s->disk, s->cfg.shard, c->stage->generation,
+				 &c->why);
+}
+
+/* It is as if it had been opened so. */
+static void change_state(struct storage *s, struct storage_state *state)
+{
+	struct change_over *c = &s->change;
+	unsigned i;
+
+	for (i = 0; i < LAYERS; i++)
+		gen_clear(&s->gens[i]);
+	s->now = &s->gens[0];
+	s->closed_gen = NULL;
+	s->old = NULL;
+	s->cfg.generation = c->stage->generation;
+	s->cfg.absent = false;
+	s->fault = RC_OK;
+	s->want_flush = false;
+	s->want_checkpoint = false;
+	s->checkpoint_from = 0;
+	s->wal_bytes = 0;
+	free(s->conf);
+	s->conf = c->stage->conf;
+	c->stage->conf = NULL;
+	c->meta.conf_bytes = c->stage->meta.conf_bytes;
+	c->meta.conf = c->meta.conf != NULL ? s->conf : NULL;
+	state_is(s, &c->meta, state);
+}
+
+static void change_done(struct env_job *job)
+{
+	struct storage *s = CONTAINER_OF(job, struct storage, change.job);
+	struct storage_switch *w = s->change.request;
+	struct storage_state state;
+	bool forgotten = s->change.forgotten;
+
+	CHECK_OBJ(s, STORAGE_MAGIC);
+	if (s->change.rc != RC_OK) {
+		stop(s, s->change.rc, &s->change.why);
+		return;
+	}
+	change_state(s, &state);
+	stage_free(s->change.stage);
+	s->busy = IDLE;
+	s->change = (struct change_over){ 0 };
+	if (!forgotten)
+		w->done(w, RC_OK, &state);
+	step(s);
+}
+
+static void change_start(struct storage *s)
+{
+	s->busy = SWITCHING;
+	s->change.job.run = change_run;
+	s->change.job.done = change_done;
+	env_work(s->env, ENV_WORKER_STORAGE, &s->change.job);
+}
+
+void storage_switch(struct storage *s, struct storage_switch *w)
+{
+	struct stage *st;
+
+	CHECK_OBJ(s, STORAGE_MAGIC);
+	PRE(!s->closing);
+	PRE(!changing(s));
+	LIST_FOREACH(st, &s->stages, link)
+	if (st->g != NULL && st->generation == w->generation)
+		break;
+	PRE(st != NULL);
+	PRE(st->does == STAGE_READY);
+	PRE(!st->busy);
+	st->g->job = NULL;
+	st->g = NULL;
+	s->change.request = w;
+	s->change.stage = st;
+	env_timer_stop(&s->timer);
+	readings_cancel(s);
+	exports_over(s, RC_CANCELLED);
+	if (s->hash != NULL)
+		hash_refuse(s, s->hash, RC_CANCELLED);
+	s->hash = NULL;
+	step(s);
 }
 
 /* ------------------------------------------------------------------ close */
 
 static void release(struct storage *s)
 {
+	struct export *e = LIST_FIRST(&s->exports);
+	struct stage *st = LIST_FIRST(&s->stages);
+	void *next;
+	unsigned i;
+
+	for (; e != NULL; e = next) {
+		next = LIST_NEXT(e, link);
+		export_free(e);
+	}
+	for (; st != NULL; st = next) {
+		next = LIST_NEXT(st, link);
+		stage_free(st);
+	}
 	env_timer_stop(&s->timer);
-	gen_release(&s->gens[0]);
-	gen_release(&s->gens[1]);
+	for (i = 0; i < LAYERS; i++)
+		gen_release(&s->gens[i]);
 	free(s->flush.changes);
 	free(s->conf);
 	s->magic = 0;
@@ -724,9 +1639,9 @@ static void close_run(struct env_job *job)
 	struct storage *s = CONTAINER_OF(job, struct storage, close);
 
 	CHECK_OBJ(s, STORAGE_MAGIC);
-	if (s->close_faulty)
+	if (s->db != NULL && s->close_faulty)
 		db_discard(s->db);
-	else
+	else if (s->db != NULL)
 		db_close(s->db);
 	s->db = NULL;
 }
@@ -762,11 +1677,33 @@ static void close_start(struct storage *s)
 
 /* --------------------------------------------------------------- what next */
 
+/* A bad state has no window either. */
+static void window_drop(struct storage *s)
+{
+	unsigned i;
+
+	if (storage_window_bytes(s) == 0)
+		return;
+	for (i = 0; i < LAYERS; i++)
+		gen_clear(&s->gens[i]);
+	s->closed_gen = NULL;
+	s->old = NULL;
+}
+
+/* What copies are under way holds up a close. */
+static void maybe_close(struct storage *s)
+{
+	if (s->closing && LIST_EMPTY(&s->exports) && !stages_busy(s))
+		close_start(s);
+}
+
 /*
- * One flush, checkpoint or close at a time:
+ * One flush, checkpoint, switch or close at a time:
  *
- *	IDLE -> FLUSHING -> IDLE       the window's time or size, or it was
- *asked IDLE -> CHECKPOINTING -> IDLE  asked, or the WAL is long; after a flush
+ *	IDLE -> FLUSHING -> IDLE       the window's time or size, or asked
+ *	IDLE -> CHECKPOINTING -> IDLE  asked, or the WAL is long; after a
+ *	                               flush, and not under an export
+ *	IDLE -> SWITCHING -> IDLE      asked, before all else
  *	IDLE -> CLOSING                when all of that is done
  */
 static void step(struct storage *s)
@@ -775,22 +1712,30 @@ static void step(struct storage *s)
 
 	if (s->busy != IDLE)
 		return;
+	if (s->fault != RC_OK && s->fault != RC_CORRUPT) {
+		maybe_close(s);
+		return;
+	}
+	if (changing(s)) {
+		change_start(s);
+		return;
+	}
 	if (s->fault != RC_OK) {
-		if (s->closing)
-			close_start(s);
+		window_drop(s);
+		maybe_close(s);
 		return;
 	}
 	if (s->want_checkpoint && s->stored < s->checkpoint_from)
 		s->want_flush = true;
-	if (s->want_flush && changed) {
+	if (s->closed_gen != NULL || (s->want_flush && changed)) {
 		flush_start(s);
 		return;
 	}
 	s->want_flush = false;
-	if (s->want_checkpoint)
+	if (s->want_checkpoint && !main_pinned(s))
 		checkpoint_start(s);
-	else if (s->closing)
-		close_start(s);
+	else
+		maybe_close(s);
 }
 
 static void timer_fired(struct env_timer *t)
@@ -824,6 +1769,9 @@ void storage_close(struct storage *s, void (*closed)(void *arg), void *arg)
 	s->closed = closed;
 	s->closed_arg = arg;
 	s->closing = true;
+	exports_forget(s);
+	stages_forget(s);
+	s->change.forgotten = changing(s);
 	storage_checkpoint(s);
 }
 
@@ -877,6 +1825,8 @@ enum rc storage_apply(struct storage *s, uint64_t index, uint64_t term,
 	PRE(!s->closing);
 	if (s->fault != RC_OK)
 		return s->fault;
+	if (changing(s))
+		return RC_CORRUPT;
 	rc = apply_check(s->now, entry, n);
 	if (rc != RC_OK)
 		return rc;
@@ -899,6 +1849,8 @@ enum rc storage_apply_other(struct storage *s, uint64_t index, uint64_t term,
 	PRE(!s->closing);
 	if (s->fault != RC_OK)
 		return s->fault;
+	if (changing(s))
+		return RC_CORRUPT;
 	if (conf != NULL) {
 		if (!gen_reserve(s->now, padded(conf_bytes + 1)))
 			return RC_NOMEM;
@@ -939,7 +1891,12 @@ uint64_t storage_wall(const struct storage *s)
 
 size_t storage_window_bytes(const struct storage *s)
 {
-	return s->now->bytes + (s->old != NULL ? s->old->bytes : 0);
+	size_t bytes = 0;
+	unsigned i;
+
+	for (i = 0; i < LAYERS; i++)
+		bytes += s->gens[i].bytes;
+	return bytes;
 }
 
 uint64_t storage_room(const struct storage *s)
@@ -954,7 +1911,13 @@ void storage_stats(const struct storage *s, struct storage_stats *out)
 
 /* ------------------------------------------------------------------ loads */
 
-enum reading_what { READ_LOAD, READ_EXPIRED, READ_HEADS };
+enum reading_what {
+	READ_LOAD,
+	READ_EXPIRED,
+	READ_HEADS,
+	READ_SCRUB,
+	READ_HASH,
+};
 
 /* A request on its way through the worker. */
 struct reading {
@@ -972,6 +1935,7 @@ struct reading {
 	bool too_big;   /* LOAD_OBJECT: more than bytes_max. */
 	bool has_head;  /* `head` has one row, the value is it. */
 	bool parked;    /* It waits for a flush. */
+	bool cancelled; /* Not the worker's. */
 	struct harvest head;
 	struct harvest rows;
 	const struct load_key **keys; /* LOAD_KEYS: in order, each once. */
@@ -1138,6 +2102,8 @@ static void reading_run(struct env_job *job)
 	struct db *db = r->storage->db;
 	const struct storage_expired *x = r->request;
 	const struct storage_heads *h = r->request;
+	const struct storage_scrub *c = r->request;
+	struct storage_hash *hash = r->request;
 
 	r->index = db_meta(db)->applied_index;
 	switch (r->what) {
@@ -1150,6 +2116,13 @@ static void reading_run(struct env_job *job)
 	case READ_HEADS:
 		r->rc = db_heads(db, &h->after, take_heads, r);
 		break;
+	case READ_SCRUB:
+		r->rc = db_range_check(db, c->range);
+		break;
+	case READ_HASH:
+		CHECK(r->index == hash->index);
+		db_state_hash(db, hash->hash);
+		break;
 	}
 	if (r->rc == RC_OK && (r->rows.no_memory || r->head.no_memory))
 		r->rc = RC_NOMEM;
@@ -1157,32 +2130,30 @@ static void reading_run(struct env_job *job)
 		explain(r->storage, r->rc, &r->why);
 }
 
-/* ---- on the loop: SQLite's rows, `old` and `now`, one over the other ---- */
+/* ---- on the loop: SQLite's rows and the window, one over the other ---- */
 
-/* Three lists in the same order; of equal rows the newest counts. */
+/* Lists in the same order; of equal rows the newest counts. */
 struct merge {
 	const struct harvest *db;
 	size_t at;
-	struct row *old;
-	struct row *now;
+	struct row *rows[LAYERS];
 	bool reverse;
 	uint32_t hidden_db; /* Kinds that do not count any more. */
-	uint32_t hidden_old;
+	uint32_t hidden[LAYERS];
 };
 
-/* Is `old` newer than what the reading saw? */
-static const struct gen *over(const struct storage *s, const struct reading *r)
+/* The window's generations, the newest first; NULL: none, or the reading saw
+ * it. */
+static const struct gen *layer(const struct storage *s, const struct reading *r,
+			       unsigned i)
 {
+	const struct gen *g = i == 1 ? s->closed_gen : s->old;
+
 	if (MUTANT(load_skips_window))
 		return NULL;
-	if (s->old == NULL || s->old->meta.applied_index <= r->index)
-		return NULL;
-	return s->old;
-}
-
-static const struct gen *over_all(const struct storage *s)
-{
-	return MUTANT(load_skips_window) ? NULL : s->now;
+	if (i == 0)
+		return s->now;
+	return g != NULL && g->meta.applied_index > r->index ? g : NULL;
 }
 
 static struct change *change_in(const struct gen *g, const struct oid *oid)
@@ -1198,11 +2169,15 @@ static struct row *merge_step(const struct merge *m, struct row *r)
 /* Past what does not count. */
 static void merge_skip(struct merge *m)
 {
+	unsigned i;
+
 	while (m->at < m->db->n &&
 	       (m->hidden_db & KIND(m->db->rows[m->at].kind)) != 0)
 		m->at++;
-	while (m->old != NULL && (m->hidden_old & KIND(m->old->r.kind)) != 0)
-		m->old = merge_step(m, m->old);
+	for (i = 0; i < LAYERS; i++)
+		while (m->rows[i] != NULL &&
+		       (m->hidden[i] & KIND(m->rows[i]->r.kind)) != 0)
+			m->rows[i] = merge_step(m, m->rows[i]);
 }
 
 /* Where a tree begins for a load: the first row, or the first of the range. */
@@ -1226,18 +2201,17 @@ static struct row *merge_first(struct rows *rows, const struct storage_load *l)
 static void merge_init(struct merge *m, const struct storage *s,
 		       const struct reading *r, const struct storage_load *l)
 {
-	struct change *old = change_in(over(s, r), &l->oid);
-	struct change *now = change_in(over_all(s), &l->oid);
+	struct change *c;
+	unsigned i;
 
 	*m = (struct merge){ .db = &r->rows, .reverse = l->reverse };
-	if (now != NULL) {
-		m->now = merge_first(&now->rows, l);
-		m->hidden_old = now->hides;
-	}
-	m->hidden_db = m->hidden_old;
-	if (old != NULL) {
-		m->old = merge_first(&old->rows, l);
-		m->hidden_db |= old->hides;
+	for (i = 0; i < LAYERS; i++) {
+		c = change_in(layer(s, r, i), &l->oid);
+		m->hidden[i] = m->hidden_db;
+		if (c == NULL)
+			continue;
+		m->rows[i] = merge_first(&c->rows, l);
+		m->hidden_db |= c->hides;
 	}
 }
 
@@ -1255,6 +2229,7 @@ static bool merge_next(struct merge *m, struct unit_row *out)
 	struct unit_row db;
 	bool has_db;
 	bool has;
+	unsigned i;
 
 	merge_skip(m);
 	has_db = m->at < m->db->n;
@@ -1263,36 +2238,38 @@ static bool merge_next(struct merge *m, struct unit_row *out)
 		db = harvest_row(m->db, m->at);
 		*out = db;
 	}
-	if (m->old != NULL && (!has || !merge_before(m, out, &m->old->r))) {
-		*out = m->old->r;
-		has = true;
-	}
-	if (m->now != NULL && (!has || !merge_before(m, out, &m->now->r))) {
-		*out = m->now->r;
+	for (i = LAYERS; i-- > 0;) {
+		if (m->rows[i] == NULL ||
+		    (has && merge_before(m, out, &m->rows[i]->r)))
+			continue;
+		*out = m->rows[i]->r;
 		has = true;
 	}
 	if (!has)
 		return false;
 	if (has_db && row_compare(&db, out) == 0)
 		m->at++;
-	if (m->old != NULL && row_compare(&m->old->r, out) == 0)
-		m->old = merge_step(m, m->old);
-	if (m->now != NULL && row_compare(&m->now->r, out) == 0)
-		m->now = merge_step(m, m->now);
+	for (i = 0; i < LAYERS; i++)
+		if (m->rows[i] != NULL && row_compare(&m->rows[i]->r, out) == 0)
+			m->rows[i] = merge_step(m, m->rows[i]);
 	return true;
 }
 
 static void show_head(const struct storage *s, const struct reading *r,
 		      struct storage_load *l)
 {
-	const struct change *c = change_in(over_all(s), &l->oid);
+	const struct change *c;
+	unsigned i;
 
 	l->head = (struct pack_bytes){ NULL, 0 };
-	if (c == NULL || c->head_is == HEAD_UNCHANGED)
-		c = change_in(over(s, r), &l->oid);
-	if (c != NULL && c->head_is != HEAD_UNCHANGED)
+	for (i = 0; i < LAYERS; i++) {
+		c = change_in(layer(s, r, i), &l->oid);
+		if (c == NULL || c->head_is == HEAD_UNCHANGED)
+			continue;
 		l->head = c->head;
-	else if (r->has_head)
+		return;
+	}
+	if (r->has_head)
 		l->head = harvest_row(&r->head, 0).value;
 }
 
@@ -1335,14 +2312,13 @@ static const struct row *row_in(struct change *c, const struct load_key *key,
 static void show_keys(const struct storage *s, const struct reading *r,
 		      struct storage_load *l)
 {
-	struct change *now = change_in(over_all(s), &l->oid);
-	struct change *old = change_in(over(s, r), &l->oid);
 	const struct row *row;
 	struct unit_row db;
 	bool has_db;
 	bool hides;
 	size_t at = 0;
 	size_t i;
+	unsigned k;
 
 	for (i = 0; i < r->keys_n; i++) {
 		hides = false;
@@ -1353,9 +2329,10 @@ static void show_keys(const struct storage *s, const struct reading *r,
 				 bytes_compare(db.key, r->keys[i]->key) == 0;
 			at += has_db;
 		}
-		row = row_in(now, r->keys[i], &hides);
-		if (!hides)
-			row = row_in(old, r->keys[i], &hides);
+		row = NULL;
+		for (k = 0; k < LAYERS && !hides; k++)
+			row = row_in(change_in(layer(s, r, k), &l->oid),
+				     r->keys[i], &hides);
 		if (hides && row != NULL && row->r.value.p != NULL)
 			l->row(l, &row->r);
 		else if (!hides && has_db)
@@ -1457,12 +2434,12 @@ static const struct change **head_changes(const struct gen *g,
 	return list;
 }
 
-/* The heads of SQLite and of both generations, as show_range does it. */
+/* The heads of SQLite and of the window, as show_range does it. */
 static void show_heads_of(const struct reading *r, struct storage_heads *h,
-			  const struct change **lists[2], const size_t ns[2],
-			  bool *more)
+			  const struct change **lists[LAYERS],
+			  const size_t ns[LAYERS], bool *more)
 {
-	size_t at[2] = { 0, 0 };
+	size_t at[LAYERS] = { 0 };
 	size_t db = 0;
 	const struct oid *next;
 	struct pack_bytes head;
@@ -1475,7 +2452,7 @@ static void show_heads_of(const struct reading *r, struct storage_heads *h,
 	*more = r->more;
 	for (;;) {
 		next = db < r->rows.n ? &r->rows.rows[db].oid : NULL;
-		for (i = 0; i < 2; i++)
+		for (i = 0; i < LAYERS; i++)
 			if (at[i] < ns[i] &&
 			    (next == NULL || memcmp(&lists[i][at[i]]->oid, next,
 						    OID_BYTES) < 0))
@@ -1487,7 +2464,7 @@ static void show_heads_of(const struct reading *r, struct storage_heads *h,
 		if (db < r->rows.n &&
 		    memcmp(&r->rows.rows[db].oid, next, OID_BYTES) == 0)
 			head = harvest_row(&r->rows, db++).value;
-		for (i = 0; i < 2; i++)
+		for (i = LAYERS; i-- > 0;)
 			if (at[i] < ns[i] &&
 			    memcmp(&lists[i][at[i]]->oid, next, OID_BYTES) == 0)
 				head = lists[i][at[i]++]->head;
@@ -1509,15 +2486,17 @@ static enum rc show_heads(struct storage *s, const struct reading *r,
 			  struct storage_heads *h, bool *more)
 {
 	bool no_memory = false;
-	size_t ns[2];
-	const struct change **lists[2];
+	size_t ns[LAYERS];
+	const struct change **lists[LAYERS];
+	unsigned i;
 
-	lists[0] = head_changes(over(s, r), &h->after, &ns[0], &no_memory);
-	lists[1] = head_changes(over_all(s), &h->after, &ns[1], &no_memory);
+	for (i = 0; i < LAYERS; i++)
+		lists[i] = head_changes(layer(s, r, i), &h->after, &ns[i],
+					&no_memory);
 	if (!no_memory)
 		show_heads_of(r, h, lists, ns, more);
-	free(lists[0]);
-	free(lists[1]);
+	for (i = 0; i < LAYERS; i++)
+		free(lists[i]);
 	return no_memory ? RC_NOMEM : RC_OK;
 }
 
@@ -1527,6 +2506,8 @@ static void end_request(enum reading_what what, void *request, enum rc rc,
 	struct storage_load *l = request;
 	struct storage_expired *x = request;
 	struct storage_heads *h = request;
+	struct storage_scrub *c = request;
+	struct storage_hash *hash = request;
 
 	switch (what) {
 	case READ_LOAD:
@@ -1540,6 +2521,14 @@ static void end_request(enum reading_what what, void *request, enum rc rc,
 	case READ_HEADS:
 		h->job = NULL;
 		h->done(h, rc, more);
+		break;
+	case READ_SCRUB:
+		c->job = NULL;
+		c->done(c, rc);
+		break;
+	case READ_HASH:
+		hash->job = NULL;
+		hash->done(hash, rc);
 		break;
 	}
 }
@@ -1567,12 +2556,14 @@ static void readings_unpark(struct storage *s)
 	}
 }
 
-/* What a request is told of a fault: the state is bad, or the node stops. */
-static enum rc told(enum rc rc)
+/* What is on its way to the state that goes. */
+static void readings_cancel(struct storage *s)
 {
-	if (rc == RC_NO_SPACE || rc == RC_INTERNAL)
-		return RC_IO;
-	return rc;
+	struct reading *r;
+
+	LIST_FOREACH(r, &s->readings, link)
+	r->cancelled = true;
+	readings_unpark(s);
 }
 
 /*
@@ -1609,6 +2600,9 @@ static enum rc reading_show(struct storage *s, struct reading *r, bool *more)
 		return RC_OK;
 	case READ_HEADS:
 		return show_heads(s, r, r->request, more);
+	case READ_SCRUB:
+	case READ_HASH:
+		return RC_OK;
 	}
 	UNREACHABLE();
 }
@@ -1624,7 +2618,9 @@ static void reading_done(struct env_job *job)
 	CHECK(rc != RC_OK || r->index >= s->stored);
 	if (rc != RC_OK && rc != RC_NOMEM)
 		fault(s, rc, &r->why);
-	if (s->fault != RC_OK)
+	if (r->cancelled)
+		rc = RC_CANCELLED;
+	else if (s->fault != RC_OK)
 		rc = s->fault;
 	else if (rc == RC_OK)
 		rc = reading_show(s, r, &more);
@@ -1637,13 +2633,45 @@ static void reading_done(struct env_job *job)
 	reading_free(r);
 }
 
+/* Each with its own code, or the common one. */
+static void refuse_copies(struct storage *s, enum rc rc)
+{
+	struct storage_scrub *c = s->refused_scrubs;
+	struct storage_hash *h = s->refused_hashes;
+	struct storage_export *x = s->refused_exports;
+	struct storage_stage *g = s->refused_stage;
+	void *next;
+
+	s->refused_scrubs = NULL;
+	s->refused_hashes = NULL;
+	s->refused_exports = NULL;
+	s->refused_stage = NULL;
+	for (; c != NULL; c = next) {
+		next = c->job;
+		end_request(READ_SCRUB, c, rc, false);
+	}
+	for (; h != NULL; h = next) {
+		next = h->job;
+		end_request(READ_HASH, h, h->rc != RC_OK ? h->rc : rc, false);
+	}
+	for (; x != NULL; x = next) {
+		next = x->job;
+		x->job = NULL;
+		x->ready(x, x->rc);
+	}
+	if (g != NULL && g->ends)
+		g->done(g, RC_NOMEM, 0);
+	else if (g != NULL)
+		g->written(g, RC_NOMEM);
+}
+
 static void refuse(struct env_task *t)
 {
 	struct storage *s = CONTAINER_OF(t, struct storage, refuse);
 	struct storage_load *l = s->refused_loads;
 	struct storage_expired *x = s->refused_expired;
 	struct storage_heads *h = s->refused_heads;
-	enum rc rc = s->closing ? RC_CANCELLED : RC_NOMEM;
+	enum rc rc = s->closing || changing(s) ? RC_CANCELLED : RC_NOMEM;
 	void *next;
 
 	CHECK_OBJ(s, STORAGE_MAGIC);
@@ -1665,8 +2693,23 @@ static void refuse(struct env_task *t)
 		next = h->job;
 		end_request(READ_HEADS, h, rc, false);
 	}
+	refuse_copies(s, rc);
 	if (s->closed_waits && !s->refusing)
 		close_end(s);
+}
+
+static void refuse_post(struct storage *s)
+{
+	s->refusing = true;
+	env_post(s->env, &s->refuse);
+}
+
+static void hash_refuse(struct storage *s, struct storage_hash *h, enum rc rc)
+{
+	h->rc = rc;
+	h->job = s->refused_hashes;
+	s->refused_hashes = h;
+	refuse_post(s);
 }
 
 /* NULL: the request is to be refused, at the end of the turn. */
@@ -1676,11 +2719,10 @@ static struct reading *reading_start(struct storage *s, enum reading_what what,
 	struct reading *r = NULL;
 
 	CHECK_OBJ(s, STORAGE_MAGIC);
-	if (s->fault == RC_OK && !s->closing)
+	if (s->fault == RC_OK && !s->closing && !changing(s))
 		r = calloc(1, sizeof(*r));
 	if (r == NULL) {
-		s->refusing = true;
-		env_post(s->env, &s->refuse);
+		refuse_post(s);
 		return NULL;
 	}
 	r->magic = JOB_MAGIC;
@@ -1728,17 +2770,71 @@ void storage_heads(struct storage *s, struct storage_heads *h)
 	}
 }
 
+void storage_scrub(struct storage *s, struct storage_scrub *c)
+{
+	PRE(c->range < STATE_RANGES);
+	c->job = reading_start(s, READ_SCRUB, c);
+	if (c->job == NULL) {
+		c->job = s->refused_scrubs;
+		s->refused_scrubs = c;
+	}
+}
+
+/*
+ * What is applied already is in SQLite, in the flush that is under way, or in
+ * `now`: which then becomes that flush's next, so that nothing more gets in.
+ */
+void storage_hash_at(struct storage *s, struct storage_hash *h)
+{
+	CHECK_OBJ(s, STORAGE_MAGIC);
+	h->index = s->applied.applied_index;
+	h->rc = RC_OK;
+	if (s->stored == h->index || s->fault != RC_OK || s->closing ||
+	    changing(s)) {
+		h->job = reading_start(s, READ_HASH, h);
+		if (h->job == NULL) {
+			h->job = s->refused_hashes;
+			s->refused_hashes = h;
+		}
+		return;
+	}
+	if (s->hash != NULL) {
+		hash_refuse(s, h, RC_CONFLICT);
+		return;
+	}
+	h->job = NULL;
+	s->hash = h;
+	if (s->old != NULL && s->old->meta.applied_index == h->index)
+		return;
+	CHECK(s->closed_gen == NULL);
+	if (s->busy != IDLE)
+		s->closed_gen = gen_close(s);
+	s->want_flush = true;
+	step(s);
+}
+
 /* ------------------------------------------------------------------- open */
 
 static enum rc open_state(struct storage *s, const struct db_meta *m,
 			  struct storage_state *state)
 {
+	struct db_meta own = *m;
+
 	if (m->conf != NULL) {
 		s->conf = malloc(m->conf_bytes + 1);
 		if (s->conf == NULL)
 			return RC_NOMEM;
 		memcpy(s->conf, m->conf, m->conf_bytes);
+		own.conf = s->conf;
 	}
+	state_is(s, &own, state);
+	return RC_OK;
+}
+
+/* The database holds it, and nothing else does. `conf` is s->conf. */
+static void state_is(struct storage *s, const struct db_meta *m,
+		     struct storage_state *state)
+{
 	s->applied = *m;
 	s->applied.conf = NULL;
 	s->applied.conf_bytes = 0;
@@ -1749,13 +2845,33 @@ static enum rc open_state(struct storage *s, const struct db_meta *m,
 		.applied_term = m->applied_term,
 		.stamp_ns = m->stamp_ns,
 		.wall_ms = m->wall_ms,
-		/* db_open leaves nothing in the WAL. */
+		/* db_open leaves nothing in the WAL, nor does db_adopt. */
 		.main_index = m->applied_index,
 		.conf_index = m->conf_index,
-		.conf = s->conf,
+		.conf = m->conf,
 		.conf_bytes = m->conf_bytes,
 	};
-	return RC_OK;
+}
+
+/* Only the generation that is named counts, and only the first one is made. */
+static enum rc open_db(struct storage *s, struct storage_state *state,
+		       struct detail *why)
+{
+	const struct storage_config *cfg = &s->cfg;
+	bool named;
+	bool other;
+	enum rc rc = db_vfs_look(s->disk, cfg->shard, cfg->generation, &named,
+				 &other, why);
+
+	if (rc != RC_OK)
+		return rc;
+	if (!named && (other || cfg->generation > 0))
+		return detail_set(why, RC_CORRUPT, NULL,
+				  "the state of shard %" PRIu32
+				  ", generation %" PRIu64 ", is missing",
+				  cfg->shard, cfg->generation);
+	rc = db_open(s->disk, cfg->shard, cfg->generation, &s->db, why);
+	return rc == RC_OK ? open_state(s, db_meta(s->db), state) : rc;
 }
 
 enum rc storage_open(struct env *env, struct disk *disk,
@@ -1764,38 +2880,41 @@ enum rc storage_open(struct env *env, struct disk *disk,
 		     struct storage_state *state, struct detail *why)
 {
 	struct storage *s = calloc(1, sizeof(*s));
-	enum rc rc;
+	enum rc rc = RC_OK;
+	unsigned i;
 
 	*out = NULL;
+	*state = (struct storage_state){ 0 };
 	if (s == NULL)
 		return detail_set(why, RC_NOMEM, NULL, "%s", rc_text(RC_NOMEM));
 	s->magic = STORAGE_MAGIC;
 	s->env = env;
+	s->disk = disk;
 	s->cfg = *cfg;
+	s->stage_next = cfg->generation + 1;
 	s->listener = listener;
 	s->now = &s->gens[0];
 	s->refuse.cb = refuse;
 	s->refuse.phase = ENV_PHASE_RELEASE;
 	LIST_INIT(&s->readings);
+	LIST_INIT(&s->exports);
+	LIST_INIT(&s->stages);
 	env_timer_init(&s->timer, env, timer_fired);
-	rc = gen_init(&s->gens[0]);
+	for (i = 0; i < LAYERS && rc == RC_OK; i++)
+		rc = gen_init(&s->gens[i]);
+	if (rc == RC_OK && cfg->absent)
+		s->fault = RC_CORRUPT;
+	else if (rc == RC_OK)
+		rc = open_db(s, state, why);
 	if (rc == RC_OK)
-		rc = gen_init(&s->gens[1]);
-	if (rc != RC_OK)
-		goto undo;
-	rc = db_open(disk, cfg->shard, cfg->generation, &s->db, why);
-	if (rc != RC_OK)
-		goto undo;
-	rc = open_state(s, db_meta(s->db), state);
-	if (rc != RC_OK)
-		goto undo_db;
-	*out = s;
-	return RC_OK;
-
-undo_db:
-	db_discard(s->db);
-undo:
+		rc = db_vfs_keep_only(disk, cfg->shard, cfg->generation, why);
+	if (rc == RC_OK) {
+		*out = s;
+		return RC_OK;
+	}
 	(void)detail_set(why, rc, NULL, "%s", rc_text(rc));
+	if (s->db != NULL)
+		db_discard(s->db);
 	release(s);
 	return rc;
 }

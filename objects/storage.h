@@ -21,6 +21,7 @@
 #ifndef HOLDFAST_OBJECTS_STORAGE_H
 #define HOLDFAST_OBJECTS_STORAGE_H
 
+#include "node/base/crypto.h"
 #include "node/base/disk.h"
 #include "node/base/env.h"
 #include "objects/effects.h"
@@ -32,6 +33,12 @@ struct storage_config {
 	uint64_t generation;
 	uint32_t window_ms; /* 0: flush whenever the worker is idle. */
 	uint32_t window_bytes;
+	uint32_t wal_bytes_max; /* 0: STATE_WAL_BYTES_MAX. */
+	/* There is no usable state of that generation: nothing is opened, the
+	 * state is empty, applies and loads are RC_CORRUPT, and only stage and
+	 * switch work, with generations above it. What lies of that generation
+	 * stays where it is until then. */
+	bool absent;
 };
 
 /* What the state file holds. `conf` belongs to the storage. */
@@ -61,17 +68,20 @@ struct storage_listener {
 	/* Everything up to `index` is in the synced main file. Also comes
 	 * unasked, when SQLite's WAL has become long. */
 	void (*checkpointed)(struct storage_listener *l, uint64_t index);
-	/* RC_CORRUPT: the state is bad, and nothing more is written or read.
-	 * Comes once. NULL: the node stops (env_fail_stop) instead. A failed
-	 * write or sync is fail-stop always and does not come here. */
+	/* RC_CORRUPT: the state is bad, and nothing more is written or read:
+	 * as if it had been opened `absent`, until a switch. Comes once per
+	 * state. NULL: the node stops (env_fail_stop) instead. A failed write
+	 * or sync is fail-stop always and does not come here. */
 	void (*bad)(struct storage_listener *l, enum rc rc,
 		    const struct detail *why);
 };
 
 /*
- * Open or create. Blocking, before the loop. RC_CORRUPT: a page or frame failed
- * its checksum or the schema is not ours; RC_VERSION: newer. The database is
- * exclusively ours until closed.
+ * Open; generation 0 is created when there is none, a later one was staged.
+ * Blocking, before the loop. Afterwards no other generation of the shard has
+ * files. RC_CORRUPT: a page or frame failed its checksum, the schema is not
+ * ours, or the file is missing; nothing was deleted then; RC_VERSION: newer.
+ * The database is exclusively ours until closed.
  */
 enum rc storage_open(struct env *env, struct disk *disk,
 		     const struct storage_config *cfg,
@@ -184,6 +194,127 @@ struct storage_heads {
 	void *job;
 };
 void storage_heads(struct storage *s, struct storage_heads *h);
+
+/* ---- snapshots (DESIGN D6) ---- */
+
+/*
+ * A copy for another node, straight from the main file: `ready` when everything
+ * applied is checkpointed and the rows of every range give the hash that is
+ * kept with them; from then on until storage_export_end the main file does not
+ * change (checkpoints wait, the WAL grows). One at a time: RC_CONFLICT through
+ * `ready`. Pages are verified as they are read: RC_CORRUPT. RC_CANCELLED: a
+ * switch; RC_NOMEM. An export whose `ready` got a code has ended. Closing the
+ * storage ends it without a word.
+ */
+struct storage_export {
+	void (*ready)(struct storage_export *x, enum rc rc);
+	/* `n` bytes at the offset asked for; fewer only at the end. */
+	void (*data)(struct storage_export *x, enum rc rc, const void *p,
+		     size_t n);
+	void *arg;
+	/* Out, from `ready` on. */
+	uint64_t index;
+	uint64_t term;
+	uint64_t conf_index;
+	const void *conf; /* The storage's, until the export ends. */
+	size_t conf_bytes;
+	uint64_t bytes;
+	uint8_t hash[HASH_BYTES]; /* As storage_hash_at gives it. */
+	void *job;                /* Private, as below. */
+	enum rc rc;
+};
+void storage_export_begin(struct storage *s, struct storage_export *x);
+/* At most STORAGE_PIECE_MAX, one read at a time, `offset` a multiple of
+ * STATE_PAGE_BYTES. */
+#define STORAGE_PIECE_MAX (256u << 10)
+void storage_export_read(struct storage *s, struct storage_export *x,
+			 uint64_t offset, uint32_t bytes);
+/* What is under way is forgotten: nothing is called any more. */
+void storage_export_end(struct storage *s, struct storage_export *x);
+
+/*
+ * A state file of the next generation, received piece by piece, in their order,
+ * each whole pages and at most STORAGE_PIECE_MAX; the next one after `written`.
+ * The storage goes on with its own meanwhile. storage_stage_end syncs file and
+ * directory, opens it, checks every page, index, term, configuration and the
+ * hash recomputed from its rows, and says `done` with its generation.
+ * RC_CORRUPT: it is not what was announced. A failed write is fail-stop, but
+ * RC_NO_SPACE. RC_OVERLOADED (descriptors), RC_NOMEM. After any code its file
+ * is deleted and the stage has ended; storage_stage_drop does nothing then.
+ * One at a time. Closing the storage ends it without a word.
+ */
+struct storage_stage {
+	/* In. */
+	uint64_t index;
+	uint64_t term;
+	uint64_t conf_index;
+	const void *conf; /* Copied. */
+	size_t conf_bytes;
+	uint64_t bytes;
+	uint8_t hash[HASH_BYTES];
+	void (*written)(struct storage_stage *g, enum rc rc);
+	void (*done)(struct storage_stage *g, enum rc rc, uint64_t generation);
+	void *arg;
+	void *job; /* Private, as below. */
+	bool ends;
+};
+void storage_stage_begin(struct storage *s, struct storage_stage *g);
+void storage_stage_write(struct storage *s, struct storage_stage *g,
+			 uint64_t offset, const void *p, uint32_t n);
+void storage_stage_end(struct storage *s, struct storage_stage *g);
+/* Forget and delete it; nothing is called any more. Not when the ballot may
+ * name it: that is for storage_switch, or the next storage_open. */
+void storage_stage_drop(struct storage *s, struct storage_stage *g);
+
+/*
+ * The staged generation (`done` said RC_OK) is named in the ballot: it is the
+ * state from here on, window and old file are gone, what was loading, exported
+ * or hashed ends with RC_CANCELLED. `done` with RC_OK and what it holds;
+ * nothing may be applied before that (RC_CORRUPT). Also how a bad state is
+ * replaced. Closing the storage meanwhile does it and says nothing.
+ */
+struct storage_switch {
+	uint64_t generation;
+	void (*done)(struct storage_switch *w, enum rc rc,
+		     const struct storage_state *state);
+	void *arg;
+	void *job;
+};
+void storage_switch(struct storage *s, struct storage_switch *w);
+
+/* ---- scrub (DESIGN D6) ---- */
+
+/*
+ * Recompute the set hash of one range from its rows and compare it with the one
+ * that is kept: one job on the worker, as long as the range is; the caller
+ * paces them. RC_CORRUPT: it does not fit, the state is bad (and listener->bad
+ * was told). RC_CANCELLED: a switch, or the storage closes; RC_NOMEM.
+ */
+struct storage_scrub {
+	unsigned range; /* 0 .. STATE_RANGES - 1 */
+	void (*done)(struct storage_scrub *c, enum rc rc);
+	void *arg;
+	void *job; /* Private. */
+};
+void storage_scrub(struct storage *s, struct storage_scrub *c);
+
+/*
+ * The hash of the state exactly as applied when this is called; what is applied
+ * afterwards is in a flush of its own. It is the BLAKE2b-128 of applied index,
+ * term, stamps, configuration and the set hashes of all ranges (db.h): equal on
+ * every replica that applied the same entries, in whatever windows. One at a
+ * time: RC_CONFLICT. RC_CORRUPT, RC_CANCELLED, RC_NOMEM as above.
+ */
+struct storage_hash {
+	void (*done)(struct storage_hash *h, enum rc rc);
+	void *arg;
+	/* Out. */
+	uint64_t index; /* From the call on. */
+	uint8_t hash[HASH_BYTES];
+	void *job; /* Private, as below. */
+	enum rc rc;
+};
+void storage_hash_at(struct storage *s, struct storage_hash *h);
 
 struct storage_stats {
 	uint64_t flushes;

@@ -11,12 +11,12 @@
 #include "objects/idem.h"
 #include "objects/space.h"
 
-#define NEXT_MS        20u
-#define SOON_MS        1000u
-#define RARE_MS        30000u
-#define NS_PER_MS      UINT64_C(1000000)
-#define ROUNDS_MAX     5u
-#define ARGS_BYTES_MAX (SWEEP_ROWS * (ROW_KEY_BYTES_MAX + 16u))
+#define NEXT_MS          20u
+#define SOON_MS          1000u
+#define RARE_MS          30000u
+#define NS_PER_MS        UINT64_C(1000000)
+#define SWEEP_ROUNDS_MAX 5u
+#define ARGS_BYTES_MAX   (SWEEP_ROWS * (ROW_KEY_BYTES_MAX + 16u))
 
 struct swept {
 	struct oid oid;
@@ -253,7 +253,7 @@ static void expired_done(struct storage_expired *x, enum rc rc, bool more)
 	if (w->ahead)
 		(void)space_tick(w->space, space_now(w->space));
 	if (w->ahead || w->rows_n > 0)
-		w->rounds = ROUNDS_MAX;
+		w->rounds = SWEEP_ROUNDS_MAX;
 	else if (w->rounds > 0)
 		w->rounds--;
 	if (w->rows_n > 0)

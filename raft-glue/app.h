@@ -15,7 +15,23 @@
 
 struct app;
 
+/* What a copy of the state is a copy of. */
+struct snapshot {
+	uint64_t index;
+	uint64_t term;
+	uint64_t conf_index;
+	const void *conf; /* Valid inside the call. */
+	size_t conf_bytes;
+	uint64_t bytes;   /* Of the file. */
+	uint8_t hash[16]; /* Of what it means: the same on every replica. */
+};
+
 struct app_ops {
+	/* This node was elected in `term`; its barrier is on its way. What a
+	 * leader must ask of others before it executes begins now. Not followed
+	 * by `lost` when the term ends before `lead`: the next `elected` takes
+	 * its place. May be NULL. */
+	void (*elected)(struct app *a, uint64_t term);
 	/* This node leads the shard in `term`, everything that was in its log
 	 * at election is committed and has been applied: execution may begin.
 	 */
@@ -47,6 +63,31 @@ struct app_ops {
 	/* The log wants to drop this shard's old records: flush and checkpoint,
 	 * then call shard_checkpointed(). */
 	void (*checkpoint)(struct app *a);
+
+	/*
+	 * Snapshots (DESIGN D6). All are asynchronous: each is answered, never
+	 * from inside, by the function of shard.h that is named, on the loop
+	 * thread. At most one of each family is under way at a time.
+	 *
+	 * export: flush, checkpoint, and keep the main file as it then is until
+	 * export_end (which is not answered): shard_exported. Then pieces of
+	 * it: shard_export_data.
+	 */
+	void (*export_begin)(struct app *a);
+	void (*export_read)(struct app *a, uint64_t offset, uint32_t bytes);
+	void (*export_end)(struct app *a);
+	/* stage: a state file of a new generation comes in, in order of its
+	 * bytes, which are copied. Each piece: shard_staged. The end, when all bytes are there:
+	 * synced, its directory too, every page and the hashes verified:
+	 * shard_stage_done. stage_drop (not answered): delete it. */
+	void (*stage_begin)(struct app *a, const struct snapshot *s);
+	void (*stage_write)(struct app *a, uint64_t offset, const void *p,
+			    uint32_t n);
+	void (*stage_end)(struct app *a);
+	void (*stage_drop)(struct app *a);
+	/* The ballot names that generation, durably: make it the state; the old
+	 * file goes. shard_switched. */
+	void (*switch_state)(struct app *a, uint64_t generation);
 };
 
 struct app {

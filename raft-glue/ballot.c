@@ -170,9 +170,10 @@ static enum rc format_write(struct disk *disk, const uint8_t *image,
 	return RC_OK;
 }
 
-enum rc ballot_format(struct disk *disk, uint32_t shards, struct detail *why)
+static enum rc format(struct disk *disk, uint32_t shards, uint32_t flags,
+		      struct detail *why)
 {
-	static const struct copy empty = { .counter = 1 };
+	const struct copy empty = { .counter = 1, .flags = flags };
 	uint8_t *image;
 	uint32_t s;
 	enum rc rc;
@@ -192,6 +193,18 @@ enum rc ballot_format(struct disk *disk, uint32_t shards, struct detail *why)
 	}
 	free(image);
 	return rc;
+}
+
+enum rc ballot_format(struct disk *disk, uint32_t shards, struct detail *why)
+{
+	return format(disk, shards, 0, why);
+}
+
+enum rc ballot_format_lost(struct disk *disk, uint32_t shards,
+			   struct detail *why)
+{
+	return format(disk, shards, MUTANT(reset_votes) ? 0 : FLAG_DOUBTED,
+		      why);
 }
 
 /* Takes what the image says; shards of which both copies are bad keep their

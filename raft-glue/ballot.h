@@ -27,6 +27,10 @@ struct ballot;
 /* RC_EXISTS: there is one that holds a term. What an interrupted format left is
  * overwritten. */
 enum rc ballot_format(struct disk *disk, uint32_t shards, struct detail *why);
+/* The same after the loss of a disk (`node reset`): what was voted on the one
+ * before is not known, so no slot is good before it is written. */
+enum rc ballot_format_lost(struct disk *disk, uint32_t shards,
+			   struct detail *why);
 
 /*
  * Reads from the device, not the page cache, and rewrites and syncs both copies

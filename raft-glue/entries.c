@@ -74,7 +74,17 @@ bool entries_put(struct entries *t, uint64_t index, const struct entry *e)
 	*entries_slot(t, index) = *e;
 	t->bytes += e->bytes;
 	t->next++;
+	entries_slot(t, index)->sum = t->sum + t->bytes;
 	return true;
+}
+
+uint64_t entries_above(const struct entries *t, uint64_t index)
+{
+	if (index < t->first)
+		return t->bytes;
+	if (index + 1 >= t->next)
+		return 0;
+	return t->sum + t->bytes - entries_slot(t, index)->sum;
 }
 
 const struct entry *entries_get(const struct entries *t, uint64_t index)
@@ -87,8 +97,10 @@ const struct entry *entries_get(const struct entries *t, uint64_t index)
 void entries_drop(struct entries *t, uint64_t index)
 {
 	PRE(index <= t->durable);
-	while (t->first < t->next && t->first <= index)
+	while (t->first < t->next && t->first <= index) {
+		t->sum += entries_slot(t, t->first)->bytes;
 		entries_forget(t, t->first++);
+	}
 }
 
 uint64_t entries_durable(struct entries *t, uint64_t ticket)

@@ -19,6 +19,7 @@ struct entry {
 	uint64_t term;
 	uint64_t ticket; /* Of log_append; 0: read from the log at start. */
 	void *data;      /* Never NULL. */
+	uint64_t sum;    /* entries_put: of all data up to here. */
 	uint32_t bytes;
 	uint16_t type; /* enum step_type */
 };
@@ -30,6 +31,7 @@ struct entries {
 	uint64_t next;    /* Index after the last one. */
 	uint64_t durable; /* All up to here are durable. */
 	uint64_t bytes;   /* Of all data held. */
+	uint64_t sum;     /* Of the data of all that was dropped. */
 };
 
 /* Nothing is held; the next entry has index `next` (1..), everything below is
@@ -48,6 +50,8 @@ bool entries_reserve(struct entries *t);
 bool entries_put(struct entries *t, uint64_t index, const struct entry *e);
 /* NULL when it is not held. Valid until it is dropped or overwritten. */
 const struct entry *entries_get(const struct entries *t, uint64_t index);
+/* Bytes of the data that is held above `index`. */
+uint64_t entries_above(const struct entries *t, uint64_t index);
 /* Forget what is at or below `index`, which must be durable. */
 void entries_drop(struct entries *t, uint64_t index);
 /* Everything written with a ticket up to `ticket` is durable. Returns the index

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "node/base/check.h"
+#include "node/base/mutant.h"
 
 _Static_assert(RAFT_VERSION_NUMBER == 2201,
 	       "the guards are those of libraft 0.22.1");
@@ -25,6 +26,8 @@ unsigned guard_b2(const struct raft_message *m, unsigned from)
 	const struct raft_append_entries *ae = &m->append_entries;
 	unsigned i = from + 1;
 
+	if (MUTANT(guard_b2))
+		return ae->n_entries - from;
 	PRE(m->type == RAFT_APPEND_ENTRIES);
 	PRE(from < ae->n_entries);
 	while (i < ae->n_entries && ae->entries[i].type != RAFT_CHANGE)
@@ -37,6 +40,8 @@ void guard_b3(const struct raft *r, struct raft_message *m)
 	struct raft_append_entries_result *res = &m->append_entries_result;
 	raft_index match;
 
+	if (MUTANT(guard_b3))
+		return;
 	if (m->type != RAFT_APPEND_ENTRIES_RESULT || res->rejected == 0)
 		return;
 	if (r->state != RAFT_LEADER || res->term != r->current_term)
@@ -56,6 +61,8 @@ unsigned guard_b4(const struct raft *r, struct raft_message *m,
 	uint64_t below;
 	unsigned n;
 
+	if (MUTANT(guard_b4))
+		return 0;
 	PRE(m->type == RAFT_APPEND_ENTRIES);
 	if (r->snapshot.installing || ae->prev_log_index >= applied_index)
 		return 0;
@@ -84,6 +91,8 @@ int guard_b7_begin(struct raft *r, const struct raft_message *m)
 	struct raft_server *own = own_server(r);
 	int role;
 
+	if (MUTANT(guard_b7))
+		return -1;
 	if (m->type != RAFT_REQUEST_VOTE || own == NULL)
 		return -1;
 	role = own->role;
@@ -100,6 +109,8 @@ void guard_b7_end(struct raft *r, int role)
 void guard_b8(const struct raft *r, struct raft_message *m, uint64_t contact_ms,
 	      uint64_t now_ms)
 {
+	if (MUTANT(guard_b8))
+		return;
 	if (m->type != RAFT_REQUEST_VOTE || r->state != RAFT_FOLLOWER)
 		return;
 	if (now_ms - contact_ms >= r->election_timeout)
@@ -108,18 +119,24 @@ void guard_b8(const struct raft *r, struct raft_message *m, uint64_t contact_ms,
 
 bool guard_b13(const struct raft *r, const struct raft_message *m)
 {
+	if (MUTANT(guard_b13))
+		return false;
 	return from_leader(m) && r->state == RAFT_LEADER &&
 	       leader_term(m) == r->current_term;
 }
 
 bool guard_b14(const struct raft *r, const struct raft_message *m)
 {
+	if (MUTANT(guard_b14))
+		return false;
 	return m->type == RAFT_REQUEST_VOTE_RESULT &&
 	       r->state != RAFT_CANDIDATE;
 }
 
 bool guard_b16(const struct raft *r, const struct raft_message *m)
 {
+	if (MUTANT(guard_b16))
+		return false;
 	return m->type == RAFT_INSTALL_SNAPSHOT &&
 	       (r->snapshot.installing ||
 		m->install_snapshot.term < r->current_term);
@@ -127,6 +144,8 @@ bool guard_b16(const struct raft *r, const struct raft_message *m)
 
 bool guard_b19(uint64_t *known, uint64_t epoch)
 {
+	if (MUTANT(guard_b19))
+		return true;
 	if (epoch == 0 || epoch < *known)
 		return false;
 	*known = epoch;
@@ -135,6 +154,8 @@ bool guard_b19(uint64_t *known, uint64_t epoch)
 
 bool guard_b21(const struct raft_message *m)
 {
+	if (MUTANT(guard_b21))
+		return true;
 	switch (m->type) {
 	case RAFT_APPEND_ENTRIES:
 		return m->append_entries.version == 0;
@@ -183,6 +204,8 @@ bool guard_conf(const void *data, size_t bytes)
 
 void guard_b1(const struct raft *r, struct raft_message *m, uint64_t asked_term)
 {
+	if (MUTANT(guard_b1))
+		return;
 	if (m->type == RAFT_APPEND_ENTRIES_RESULT &&
 	    asked_term < r->current_term)
 		m->append_entries_result.last_log_index = 0;
@@ -192,6 +215,8 @@ void guard_b5(const struct raft *r, struct raft_message *m)
 {
 	struct raft_request_vote_result *res = &m->request_vote_result;
 
+	if (MUTANT(guard_b5))
+		return;
 	if (m->type != RAFT_REQUEST_VOTE_RESULT || !res->pre_vote)
 		return;
 	if (!res->vote_granted && res->term < r->current_term)
@@ -203,6 +228,8 @@ void guard_b15(const struct raft *r, struct raft_message *m)
 	struct raft_append_entries_result *res = &m->append_entries_result;
 	raft_index sure = r->commit_index;
 
+	if (MUTANT(guard_b15))
+		return;
 	if (m->type != RAFT_APPEND_ENTRIES_RESULT || res->rejected == 0)
 		return;
 	if (r->state != RAFT_FOLLOWER || r->snapshot.installing)
@@ -219,6 +246,8 @@ void guard_b15(const struct raft *r, struct raft_message *m)
 
 bool guard_b6(uint64_t own_index, uint64_t commit_index)
 {
+	if (MUTANT(guard_b6))
+		return true;
 	return own_index != 0 && commit_index >= own_index;
 }
 
@@ -226,10 +255,12 @@ uint64_t guard_b9(uint64_t timeout_ms, uint64_t last_ms, uint32_t heartbeat_ms)
 {
 	uint64_t soonest = last_ms + heartbeat_ms / 2;
 
+	if (MUTANT(guard_b9))
+		return timeout_ms;
 	return timeout_ms > soonest ? timeout_ms : soonest;
 }
 
-bool guard_b10(const struct raft_configuration *conf, uint64_t id)
+bool guard_sole(const struct raft_configuration *conf, uint64_t id)
 {
 	unsigned voters = 0;
 	bool own = false;
@@ -245,8 +276,15 @@ bool guard_b10(const struct raft_configuration *conf, uint64_t id)
 	return own && voters == 1;
 }
 
+bool guard_b10(const struct raft_configuration *conf, uint64_t id)
+{
+	return !MUTANT(guard_b10) && guard_sole(conf, id);
+}
+
 bool guard_b11(struct raft *r, uint64_t index)
 {
+	if (MUTANT(guard_b11))
+		return index > r->last_stored;
 	if (r->snapshot.installing || index <= r->last_stored)
 		return false;
 	if (r->state != RAFT_LEADER && r->state != RAFT_FOLLOWER)
@@ -256,6 +294,8 @@ bool guard_b11(struct raft *r, uint64_t index)
 
 uint64_t guard_b12(uint64_t commit, uint64_t core_commit, bool installing)
 {
+	if (MUTANT(guard_b12))
+		return core_commit;
 	return installing || core_commit < commit ? commit : core_commit;
 }
 
@@ -272,6 +312,8 @@ bool guard_b17(const struct raft_configuration *was,
 	unsigned i = 0;
 	unsigned j = 0;
 
+	if (MUTANT(guard_b17))
+		return true;
 	while (i < was->n && j < is->n) {
 		if (same_server(&was->servers[i], &is->servers[j])) {
 			differ += was->servers[i].role != is->servers[j].role;
@@ -289,6 +331,8 @@ bool guard_b17(const struct raft_configuration *was,
 
 bool guard_b18(unsigned n, unsigned changes)
 {
+	if (MUTANT(guard_b18))
+		return true;
 	return changes == 0 || n == 1;
 }
 
@@ -296,6 +340,8 @@ enum guard_b20 guard_b20(int event_type, int rv)
 {
 	if (rv == 0)
 		return GUARD_DONE;
+	if (MUTANT(guard_b20))
+		return GUARD_REFUSED;
 	if (event_type == RAFT_SUBMIT &&
 	    (rv == RAFT_NOTLEADER || rv == RAFT_CANTCHANGE ||
 	     rv == RAFT_NOSPACE))

@@ -5,8 +5,9 @@
  * a corrected message out. Each is named after the fault it stands for, B1 to
  * B21, and has a test that fails without it. B20, "no event for a failed
  * write", is guard_b20 for the core's own errors and fail-stop in log.c for the
- * disk's. Loop thread. Used by step.c; these two are the only files that know
- * raft.h.
+ * disk's. Loop thread. Used by step.c. With step.c and codec.c the only files
+ * that know raft.h. Each has a mutant that leaves it out: guard_b1 to
+ * guard_b21.
  */
 #ifndef HOLDFAST_RAFT_GLUE_GUARD_H
 #define HOLDFAST_RAFT_GLUE_GUARD_H
@@ -110,6 +111,7 @@ uint64_t guard_b9(uint64_t timeout_ms, uint64_t last_ms, uint32_t heartbeat_ms);
 /* B10: a single voter elects itself in the same term. True: `id` is the only
  * voter of `conf`; a higher term without a vote must be durable first. */
 bool guard_b10(const struct raft_configuration *conf, uint64_t id);
+bool guard_sole(const struct raft_configuration *conf, uint64_t id);
 
 /* B11: the core believes whatever index it is told to be stored. */
 bool guard_b11(struct raft *r, uint64_t index);

@@ -171,7 +171,7 @@ enum rc identity_format(struct disk *disk, struct env *env, struct identity *id,
 				  "data directory");
 	id->boot = 0;
 	memset(id->nonce, 0, sizeof(id->nonce));
-	env_random(env, id->incarnation, sizeof(id->incarnation));
+	draw_if_zero(env, id->incarnation);
 	draw_if_zero(env, id->cluster_id);
 	draw_if_zero(env, id->hash_key);
 	image = pair_image(FILE_BYTES);
@@ -203,7 +203,8 @@ static enum rc check_birth(struct disk *disk, const struct identity *id,
 	return detail_set(why, RC_FOREIGN, NULL,
 			  "this data directory is a copy, or was restored: a "
 			  "node that comes back with an older state can lose "
-			  "what others count on");
+			  "what others count on (if it was moved on purpose: "
+			  "holdfast node adopt)");
 }
 
 static enum rc load(struct disk *disk, uint8_t *image, struct identity *out,
@@ -223,15 +224,13 @@ static enum rc load(struct disk *disk, uint8_t *image, struct identity *out,
 	return image_decode(image, out, why);
 }
 
-/* Counts the boot up; durable in both copies when it returns RC_OK. */
-static enum rc begin_boot(struct disk *disk, struct env *env, uint8_t *image,
-			  struct identity *id, struct detail *why)
+/* Durable in both copies when it returns RC_OK. */
+static enum rc store(struct disk *disk, uint8_t *image,
+		     const struct identity *id, struct detail *why)
 {
 	struct disk_file *f;
 	enum rc rc;
 
-	id->boot++;
-	env_random(env, id->nonce, sizeof(id->nonce));
 	image_encode(image, id);
 	rc = disk_open(disk, IDENTITY_FILE, 0, &f, why);
 	if (rc != RC_OK)
@@ -255,8 +254,29 @@ enum rc identity_open(struct disk *disk, struct env *env, struct identity *out,
 	rc = load(disk, image, out, why);
 	if (rc == RC_OK)
 		rc = check_birth(disk, out, why);
+	if (rc == RC_OK) {
+		out->boot++;
+		env_random(env, out->nonce, sizeof(out->nonce));
+		rc = store(disk, image, out, why);
+	}
+	free(image);
+	return rc;
+}
+
+enum rc identity_adopt(struct disk *disk, struct identity *out,
+		       struct detail *why)
+{
+	uint8_t *image = pair_image(FILE_BYTES);
+	enum rc rc;
+
+	if (image == NULL)
+		return RC_NOMEM;
+	rc = load(disk, image, out, why);
+	if (rc == RC_OK && disk->ops->birth(disk, &out->birth) != RC_OK)
+		rc = detail_set(why, RC_IO, NULL,
+				"cannot read the inode of the data directory");
 	if (rc == RC_OK)
-		rc = begin_boot(disk, env, image, out, why);
+		rc = store(disk, image, out, why);
 	free(image);
 	return rc;
 }

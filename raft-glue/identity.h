@@ -30,7 +30,7 @@ struct identity {
 };
 
 /*
- * Format an empty data directory: draws the incarnation, and cluster id and
+ * Format an empty data directory: draws incarnation, cluster id and
  * hash key where the caller left them zero (the founders of one cluster share
  * them), writes `identity`, and syncs file and directory. The caller formats
  * ballot and log *before*, so that a directory with an identity is whole.
@@ -49,7 +49,16 @@ enum rc identity_format(struct disk *disk, struct env *env, struct identity *id,
 enum rc identity_open(struct disk *disk, struct env *env, struct identity *out,
 		      struct detail *why);
 
-/* The same without a new boot: for offline tools. */
+/*
+ * The directory was moved on purpose: from now on it is the one that it is in.
+ * Blocking, offline, under its lock. Whatever the copy does not know that the
+ * original said since is lost with it: the caller says so. Otherwise as
+ * identity_open, but it is no boot.
+ */
+enum rc identity_adopt(struct disk *disk, struct identity *out,
+		       struct detail *why);
+
+/* What is in it, whosever it is: for offline tools. */
 enum rc identity_read(struct disk *disk, struct identity *out,
 		      struct detail *why);
 

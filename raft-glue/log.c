@@ -1222,6 +1222,14 @@ static void note_votes(struct log *log)
 	}
 }
 
+static void tell_voted(struct log *log, uint32_t s)
+{
+	struct log_listener *l = log->listener[s];
+
+	if (l != NULL && l->voted != NULL)
+		l->voted(l, log->shard[s].untold);
+}
+
 static void tell_durable(struct log *log, uint32_t s, uint64_t ticket)
 {
 	struct log_listener *l = log->listener[s];
@@ -1245,6 +1253,8 @@ static void tell_all(struct log *log, uint64_t records, uint64_t votes,
 	uint32_t s;
 
 	for (s = 0; s < log->cfg.shards; s++) {
+		if ((votes >> s & 1) != 0)
+			tell_voted(log, s);
 		if ((records >> s & 1) != 0)
 			tell_durable(log, s, ticket);
 		else if ((votes >> s & 1) != 0)

@@ -52,6 +52,11 @@ struct log_listener {
 	 * (log_busy is false): called for every listener, after the `durable`
 	 * of that batch. What a shard held back meanwhile it appends now. */
 	void (*idle)(struct log_listener *l);
+	/* May be NULL. The ballot of `ticket`, and so every one before it, is
+	 * durable, also when records that were appended before are not (there
+	 * is no room for them): a vote does not wait for entries. Comes before
+	 * the `durable` of the same batch. */
+	void (*voted)(struct log_listener *l, uint64_t ticket);
 };
 
 /*

@@ -2,18 +2,20 @@
  * shard - one Raft group on this node: propose, commit, apply, lead.
  *
  * Loop thread. A shard drives its `app`, appends to the node's `log`, talks
- * over `link` and never learns what its entries mean. With one voter it elects
- * itself at start (in a new term, guard B10) and commits with its own sync;
- * with three nothing above it changes. All calls into the app are made from one
- * task in ENV_PHASE_PROPOSE: what the log and the timer report is only noted.
+ * over `transport` and never learns what its entries mean. With one voter it
+ * elects itself at start (in a new term, guard B10) and commits with its own
+ * sync; with three or five nothing above it changes. All calls into the app are
+ * made from its tasks at the end of a turn: what the log, the timer and the
+ * peers report is stepped through the core at once and noted. No message leaves
+ * before the ballot that the core had when it asked for it is durable.
  */
 #ifndef HOLDFAST_RAFT_GLUE_SHARD_H
 #define HOLDFAST_RAFT_GLUE_SHARD_H
 
 #include "node/base/env.h"
-#include "node/base/link.h"
 #include "raft-glue/app.h"
 #include "raft-glue/log.h"
+#include "raft-glue/transport.h"
 
 struct shard;
 
@@ -30,10 +32,16 @@ struct shard_config {
 	uint32_t voters_n;
 	uint32_t election_ms;  /* 300 */
 	uint32_t heartbeat_ms; /* 50 */
+	/* Applied entries that are kept for followers; 0: TRAILING_ENTRIES. */
+	uint32_t trailing_entries;
 	/* ballot_get and ballot_good of this shard. The shard keeps the slot
 	 * from here on: it alone writes it, through log_vote. */
 	struct ballot_slot ballot;
 	bool ballot_good;
+	/* The state file was not usable (RC_CORRUPT), or there is none after
+	 * `node reset`: state->index is 0 and the shard has to be rebuilt from
+	 * a leader. */
+	bool state_bad;
 };
 
 /* What the state file contains: one transaction with the effects. */
@@ -55,10 +63,13 @@ struct shard_state {
  * inside the call only; `log` and `app` outlive the shard.
  * RC_CORRUPT: log, ballot or state are damaged or do not fit each other; `why`
  * names the command that shows it and what may be lost. RC_FOREIGN: this node
- * is not a member. RC_UNSUPPORTED: the shard has other voters. RC_NOMEM. After
- * an error nothing was written.
+ * is not a member. RC_NOMEM. After an error nothing was written. With other
+ * voters damage is no error: the shard opens, abstains (no vote,
+ * acknowledgement or confirmation when log or ballot are damaged; no leadership
+ * and no export when only the state is) and is rebuilt (DESIGN D4);
+ * shard_health says so. `t` may be NULL for a lone voter.
  */
-enum rc shard_open(struct env *env, struct log *log, struct link *link,
+enum rc shard_open(struct env *env, struct log *log, struct transport *t,
 		   struct app *app, const struct shard_config *cfg,
 		   const struct shard_state *state, struct shard **out,
 		   struct detail *why);
@@ -87,7 +98,69 @@ uint64_t shard_last_index(const struct shard *s);
 uint64_t shard_durable_index(const struct shard *s);
 uint64_t shard_applied_index(const struct shard *s);
 uint32_t shard_number(const struct shard *s);
+/* An entry that is held in memory, for who looks on from outside; its data is
+ * valid until the shard is touched. False: it is not held. */
+bool shard_look(const struct shard *s, uint64_t index, struct log_entry *out);
 uint32_t shard_voters(const struct shard *s);
+
+/* ---- peers ---- */
+
+/*
+ * Would this node, asked now, confirm that `term` is still the shard's term?
+ * Only while it votes: its term is `term` and its log is whole. For round.c.
+ */
+bool shard_confirms(const struct shard *s, uint64_t term);
+/* Is the node a voter of the configuration in force? Of the one before it too
+ * while a change is not committed. */
+bool shard_voter(const struct shard *s, uint64_t node_id);
+
+/* Hand the leadership to the voter `to` (0: the most level one). RC_OK: begun;
+ * it ends with app->lost, or after an election timeout without a change. What
+ * is proposed meanwhile waits. RC_NOT_LEADER; RC_NOT_FOUND: no such voter;
+ * RC_CONFLICT: one is under way; RC_NO_QUORUM: that voter does not answer. */
+enum rc shard_transfer(struct shard *s, uint64_t to);
+
+enum shard_health {
+	SHARD_WHOLE,
+	SHARD_STATE_BAD, /* Votes and acknowledges; does not lead. */
+	SHARD_LOG_BAD,   /* Abstains. */
+	SHARD_STUCK,     /* An entry could not be digested. */
+};
+/* What a person asks of a shard; `peers` for a leader only. */
+struct shard_peer {
+	uint64_t node_id;
+	uint64_t match;    /* Durable there up to here, as it told us. */
+	uint64_t heard_ms; /* env_now_ms of its last message; 0: never. */
+	bool streaming;    /* A snapshot is on its way to it. */
+	bool refused;      /* Its log ends below what it acknowledged. */
+};
+struct shard_view {
+	enum shard_health health;
+	uint32_t peers_n;
+	struct shard_peer peers[VOTERS_MAX];
+	uint64_t transferee; /* 0: none. */
+	char why[160];       /* Why it is stuck; "" when it is not. */
+};
+void shard_view(const struct shard *s, struct shard_view *out);
+
+/* ---- answers to the app's snapshot operations (app.h) ---- */
+
+void shard_exported(struct shard *s, enum rc rc, const struct snapshot *what);
+void shard_export_data(struct shard *s, enum rc rc, const void *p, size_t n);
+void shard_staged(struct shard *s, enum rc rc);
+/* RC_CORRUPT: it is not what was announced. `hash` goes into the ballot. */
+void shard_stage_done(struct shard *s, enum rc rc, uint64_t generation,
+		      const uint8_t hash[16]);
+void shard_switched(struct shard *s, enum rc rc,
+		    const struct shard_state *state);
+
+/*
+ * The state turned out to be bad while it was in use. With other voters the
+ * shard goes on as after shard_open with state_bad: nothing is applied, the
+ * leadership is handed over, a copy is asked for. Alone it is stuck. `why` is
+ * copied.
+ */
+void shard_state_bad(struct shard *s, const char *why);
 
 /* The synced main state file contains everything up to `index`, which is
  * applied: trims the raft core's log, the entry cache and tells the node's log.
@@ -102,6 +175,12 @@ struct shard_stats {
 	uint64_t trimmed;   /* The core's log begins after this index. */
 	bool halted;        /* app->apply refused an entry: applies and leads no
 			     * more. */
+	uint64_t installs;  /* Snapshots that became the state here. */
+	uint64_t exports;   /* Streams that ended well from here. */
+	uint64_t messages_out;
+	uint64_t messages_in;
+	uint64_t held;    /* Messages that waited for the ballot. */
+	uint64_t refused; /* Terms too far ahead. */
 };
 void shard_stats(const struct shard *s, struct shard_stats *out);
 

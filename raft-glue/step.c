@@ -6,6 +6,9 @@
 #include <string.h>
 
 #include "node/base/check.h"
+#include "node/base/limits.h"
+#include "node/base/mutant.h"
+#include "raft-glue/codec.h"
 #include "raft-glue/guard.h"
 
 /* Debian builds libraft without asserts and its ownership of memory changes
@@ -43,12 +46,14 @@ struct step {
 	bool stepping;   /* The core or a sink function is on the stack. */
 	bool failed;     /* Fail-stop: every event is a no-op. */
 	bool installing; /* Between sink->install and step_installed. */
+	bool unsure;     /* The term of the state at start is a guess. */
 	struct raft raft;
 	struct env *env;
 	struct step_sink *sink;
 	uint64_t now_ms;
 	uint64_t commit;
 	uint64_t contact_ms; /* A leader was heard of (guard B8). */
+	uint64_t heard_term; /* Of that leader. */
 	uint64_t fired_ms;   /* The last timeout event (guard B9). */
 	uint64_t asked_term; /* Of the message in step (guard B1). */
 	uint64_t own_term;   /* The leadership that own_index is of. */
@@ -168,6 +173,37 @@ static void step_send(struct step *st, const struct raft_message *from_core)
 	st->sink->send(st->sink, &m);
 }
 
+/* The rule that the core keeps: an entry of an older term is not committed by
+ * counting who has it (figure 8 of the Raft paper). */
+static void commit_by_counting(struct raft *r)
+{
+	const struct raft_configuration *conf = &r->configuration;
+	raft_index best = r->commit_index;
+	raft_index mine;
+	raft_index match;
+	unsigned voters;
+	unsigned have;
+	unsigned i;
+	unsigned j;
+
+	for (i = 0; i < conf->n && r->state == RAFT_LEADER; i++) {
+		if (raft_match_index(r, conf->servers[i].id, &mine) != 0 ||
+		    mine <= best || conf->servers[i].role != RAFT_VOTER)
+			continue;
+		for (j = 0, voters = 0, have = 0; j < conf->n; j++) {
+			if (conf->servers[j].role != RAFT_VOTER)
+				continue;
+			voters++;
+			if (raft_match_index(r, conf->servers[j].id, &match) ==
+			    0)
+				have += match >= mine;
+		}
+		if (have > voters / 2)
+			best = mine;
+	}
+	r->commit_index = best;
+}
+
 static void step_update(struct step *st, const struct raft_update *up)
 {
 	struct raft *r = &st->raft;
@@ -187,6 +223,8 @@ static void step_update(struct step *st, const struct raft_update *up)
 	if (up->flags & (RAFT_UPDATE_MESSAGES))
 		for (i = 0; i < up->messages.n && !st->failed; i++)
 			step_send(st, &up->messages.batch[i]);
+	if (MUTANT(old_term_commit))
+		commit_by_counting(r);
 	st->commit = guard_b12(st->commit, r->commit_index, st->installing);
 }
 
@@ -240,6 +278,9 @@ enum rc step_new(const struct step_config *cfg, struct step_sink *sink,
 	raft_set_heartbeat_timeout(&st->raft, cfg->heartbeat_ms);
 	raft_set_pre_vote(&st->raft, true);
 	raft_set_max_inflight_entries(&st->raft, STEP_INFLIGHT_MAX);
+	/* Then it wishes again: a stream that goes on already does not mind,
+	 * and of one that failed it may not learn in another way. */
+	raft_set_install_snapshot_timeout(&st->raft, 1000);
 	*out = st;
 	return RC_OK;
 }
@@ -280,6 +321,11 @@ static bool boot_metadata(const struct step_boot *boot,
 			   &meta->configuration) == RC_OK;
 }
 
+static uint64_t boot_first(const struct step_boot *boot)
+{
+	return boot->first != 0 ? boot->first : boot->index + 1;
+}
+
 /* Of a COMMAND the core wants only the term. The array is allocated by its heap
  * because on an error it frees it. */
 static struct raft_entry *boot_entries(struct step *st,
@@ -292,7 +338,7 @@ static struct raft_entry *boot_entries(struct step *st,
 	if (list == NULL)
 		return NULL;
 	for (i = 0; i < n; i++) {
-		st->sink->entry(st->sink, boot->index + 1 + i, &e);
+		st->sink->entry(st->sink, boot_first(boot) + i, &e);
 		list[i].term = e.term;
 		list[i].type = e.type;
 		if (e.type == RAFT_CHANGE) {
@@ -310,18 +356,20 @@ void step_start(struct step *st, const struct step_boot *boot)
 	unsigned n;
 
 	CHECK_OBJ(st, STEP_MAGIC);
+	PRE(boot_first(boot) <= boot->index + 1);
 	PRE(boot->last >= boot->index);
-	PRE(boot->last - boot->index <= UINT32_MAX);
-	n = (unsigned)(boot->last - boot->index);
+	PRE(boot->last + 1 - boot_first(boot) <= UINT32_MAX);
+	n = (unsigned)(boot->last + 1 - boot_first(boot));
 	PRE(boot->term > 0 || n == 0);
 
 	st->contact_ms = step_now(st);
 	st->commit = boot->index;
 	st->applied = boot->index;
 	st->applied_term = boot->index_term;
+	st->unsure = boot->unsure;
 	ev.start.term = boot->term;
 	ev.start.voted_for = boot->vote;
-	ev.start.start_index = boot->index + 1;
+	ev.start.start_index = boot_first(boot);
 	ev.start.n_entries = n;
 	if (boot->index > 0) {
 		if (!boot_metadata(boot, &meta)) {
@@ -420,7 +468,8 @@ void step_persisted(struct step *st, uint64_t index)
 void step_applied(struct step *st, uint64_t index, uint64_t term)
 {
 	CHECK_OBJ(st, STEP_MAGIC);
-	PRE(index > st->applied);
+	if (index <= st->applied)
+		return;
 	st->applied = index;
 	st->applied_term = term;
 }
@@ -617,6 +666,9 @@ static void receive_entries(struct step *st, struct raft_message *m)
 	struct raft_append_entries *ae = &m->append_entries;
 	void *batch = ae->n_entries > 0 ? ae->entries[0].batch : NULL;
 
+	/* What is committed here is in every leader's log. */
+	if (st->unsure && ae->prev_log_index == st->applied)
+		ae->prev_log_term = st->applied_term;
 	if (ae->term >= st->raft.current_term &&
 	    guard_b4(&st->raft, m, st->applied, st->applied_term) > 0 &&
 	    ae->n_entries == 0)
@@ -627,16 +679,22 @@ static void receive_entries(struct step *st, struct raft_message *m)
 		receive_one(st, m);
 }
 
-void step_receive(struct step *st, struct raft_message *m, uint64_t epoch)
+/* A leader was heard of. */
+static void receive_contact(struct step *st, uint64_t term)
+{
+	st->asked_term = term;
+	if (term < st->raft.current_term)
+		return;
+	st->contact_ms = step_now(st);
+	st->heard_term = term;
+}
+
+/* `m` is sane, and of the newest connection of its sender. */
+static void receive_checked(struct step *st, struct raft_message *m)
 {
 	struct raft *r = &st->raft;
-	uint64_t term;
 
-	CHECK_OBJ(st, STEP_MAGIC);
-	PRE(!st->stepping);
-	if (st->failed || !message_sane(st, m) ||
-	    !message_fresh(st, m->server_id, epoch) || guard_b14(r, m) ||
-	    guard_b16(r, m)) {
+	if (guard_b14(r, m) || guard_b16(r, m)) {
 		message_release(m);
 		return;
 	}
@@ -647,20 +705,167 @@ void step_receive(struct step *st, struct raft_message *m, uint64_t epoch)
 	}
 	guard_b3(r, m);
 	guard_b8(r, m, st->contact_ms, step_now(st));
-	if (m->type == RAFT_APPEND_ENTRIES ||
-	    m->type == RAFT_INSTALL_SNAPSHOT) {
-		term = m->type == RAFT_APPEND_ENTRIES
-			       ? m->append_entries.term
-			       : m->install_snapshot.term;
-		st->asked_term = term;
-		if (term >= r->current_term)
-			st->contact_ms = step_now(st);
-	}
-	if (m->type == RAFT_APPEND_ENTRIES)
+	if (m->type == RAFT_APPEND_ENTRIES) {
+		receive_contact(st, m->append_entries.term);
 		receive_entries(st, m);
-	else
+	} else {
+		if (m->type == RAFT_INSTALL_SNAPSHOT)
+			receive_contact(st, m->install_snapshot.term);
 		receive_one(st, m);
+	}
 	st->asked_term = UINT64_MAX;
+}
+
+void step_receive(struct step *st, struct raft_message *m, uint64_t epoch)
+{
+	CHECK_OBJ(st, STEP_MAGIC);
+	PRE(!st->stepping);
+	if (st->failed || !message_sane(st, m) ||
+	    !message_fresh(st, m->server_id, epoch))
+		message_release(m);
+	else
+		receive_checked(st, m);
+}
+
+static raft_term message_term(const struct raft_message *m)
+{
+	switch (m->type) {
+	case RAFT_APPEND_ENTRIES:
+		return m->append_entries.term;
+	case RAFT_APPEND_ENTRIES_RESULT:
+		return m->append_entries_result.term;
+	case RAFT_REQUEST_VOTE:
+		return m->request_vote.term;
+	case RAFT_REQUEST_VOTE_RESULT:
+		return m->request_vote_result.term;
+	case RAFT_INSTALL_SNAPSHOT:
+		return m->install_snapshot.term;
+	case RAFT_TIMEOUT_NOW:
+		return m->timeout_now.term;
+	}
+	return 0;
+}
+
+/* Over one connection a result never overtakes another. So who rejects, in this
+ * term, an index that it acknowledged before, has lost it. */
+static void look_at_result(const struct raft *r, const struct raft_message *m,
+			   struct step_seen *seen)
+{
+	const struct raft_append_entries_result *res =
+		&m->append_entries_result;
+	raft_index match;
+
+	if (m->type != RAFT_APPEND_ENTRIES_RESULT || r->state != RAFT_LEADER ||
+	    res->term != r->current_term ||
+	    raft_match_index(r, m->server_id, &match) != 0)
+		return;
+	if (res->rejected != 0)
+		seen->forgot =
+			res->rejected <= match && res->last_log_index < match;
+	else
+		seen->level = res->last_log_index >= match;
+}
+
+static void drop_entries(struct raft_append_entries *ae)
+{
+	raft_free(ae->entries[0].batch);
+	ae->n_entries = 0;
+}
+
+enum rc step_deliver(struct step *st, uint64_t node_id, uint64_t epoch,
+		     const uint8_t *p, size_t n, bool full,
+		     struct step_seen *seen)
+{
+	struct raft_message m;
+	enum rc rc = codec_read(p, n, node_id, &m);
+
+	CHECK_OBJ(st, STEP_MAGIC);
+	*seen = (struct step_seen){ 0 };
+	if (rc != RC_OK)
+		return rc;
+	if (message_term(&m) > st->raft.current_term + TERM_JUMP_MAX) {
+		seen->jumped = true;
+		codec_discard(&m);
+		return RC_OK;
+	}
+	look_at_result(&st->raft, &m, seen);
+	if (full && m.type == RAFT_APPEND_ENTRIES &&
+	    m.append_entries.n_entries > 0)
+		drop_entries(&m.append_entries);
+	step_receive(st, &m, epoch);
+	codec_release(&m);
+	return RC_OK;
+}
+
+enum rc step_staged(struct step *st, const struct step_staged *s)
+{
+	struct raft_message m = {
+		.type = RAFT_INSTALL_SNAPSHOT,
+		.server_id = s->node_id,
+		.server_address = "",
+	};
+	struct raft_install_snapshot *is = &m.install_snapshot;
+	enum rc rc;
+
+	CHECK_OBJ(st, STEP_MAGIC);
+	PRE(!st->stepping);
+	if (st->failed || st->installing)
+		return RC_CONFLICT;
+	rc = conf_decode(s->conf, s->conf_bytes, &is->conf);
+	if (rc != RC_OK)
+		return rc;
+	is->term = s->term;
+	is->last_index = s->index;
+	is->last_term = s->index_term;
+	is->conf_index = s->conf_index;
+	if (!message_sane(st, &m)) {
+		message_release(&m);
+		return RC_CORRUPT;
+	}
+	receive_checked(st, &m);
+	if (st->installing)
+		return RC_OK;
+	return s->term < st->raft.current_term ? RC_CONFLICT : RC_EXISTS;
+}
+
+enum rc step_transfer(struct step *st, uint64_t node_id)
+{
+	struct raft_event ev = { .type = RAFT_TRANSFER };
+
+	CHECK_OBJ(st, STEP_MAGIC);
+	PRE(node_id != 0);
+	if (st->failed || !step_leads(st) || step_transferee(st) != 0)
+		return RC_NOT_LEADER;
+	/* The core tells a voter that is not level once, and too early. */
+	PRE(step_match(st, node_id) == step_last(st));
+	ev.transfer.server_id = node_id;
+	switch (step_event(st, &ev, "transfer")) {
+	case GUARD_DONE:
+		return RC_OK;
+	case GUARD_REFUSED:
+		return RC_NOT_FOUND;
+	case GUARD_STOP:
+		break;
+	}
+	return RC_NOT_LEADER;
+}
+
+void step_inflight(struct step *st, uint32_t entries)
+{
+	CHECK_OBJ(st, STEP_MAGIC);
+	PRE(entries >= 1);
+	PRE(entries <= STEP_INFLIGHT_MAX);
+	raft_set_max_inflight_entries(&st->raft, entries);
+}
+
+uint64_t step_receiver(const struct raft_message *m)
+{
+	return m->server_id;
+}
+
+bool step_wish(const struct raft_message *m)
+{
+	return m->type == RAFT_INSTALL_SNAPSHOT;
 }
 
 /* ---- reading ---- */
@@ -679,7 +884,7 @@ bool step_alone(const struct step *st)
 {
 	const struct raft_configuration *conf = &st->raft.configuration;
 
-	return conf->n == 1 && guard_b10(conf, st->raft.id);
+	return conf->n == 1 && guard_sole(conf, st->raft.id);
 }
 
 uint64_t step_term(const struct step *st)
@@ -743,6 +948,10 @@ uint64_t step_leader(const struct step *st)
 	raft_id id = 0;
 
 	raft_leader(raft_of(st), &id, &address);
+	/* A follower keeps the name of a leader whose term is over. */
+	if (st->raft.state == RAFT_FOLLOWER &&
+	    st->heard_term != st->raft.current_term)
+		return 0;
 	return id;
 }
 
@@ -757,9 +966,55 @@ uint32_t step_voters(const struct step *st)
 	return voters;
 }
 
+static bool conf_voter(const struct raft_configuration *conf, uint64_t id)
+{
+	unsigned i;
+
+	for (i = 0; i < conf->n; i++)
+		if (conf->servers[i].id == id)
+			return conf->servers[i].role == RAFT_VOTER;
+	return false;
+}
+
+bool step_voter(const struct step *st, uint64_t node_id)
+{
+	const struct raft *r = &st->raft;
+
+	if (conf_voter(&r->configuration, node_id))
+		return true;
+	return r->configuration_uncommitted_index != 0 &&
+	       conf_voter(&r->configuration_committed, node_id);
+}
+
+uint64_t step_member_id(const struct step *st, uint32_t i)
+{
+	const struct raft_configuration *conf = &st->raft.configuration;
+
+	return i < conf->n ? conf->servers[i].id : 0;
+}
+
 bool step_installing(const struct step *st)
 {
 	return st->installing;
+}
+
+uint64_t step_first(const struct step *st)
+{
+	return st->raft.trail.offset + 1;
+}
+
+uint64_t step_match(const struct step *st, uint64_t node_id)
+{
+	raft_index match;
+
+	if (raft_match_index(&st->raft, node_id, &match) != 0)
+		return 0;
+	return match;
+}
+
+uint64_t step_transferee(const struct step *st)
+{
+	return raft_transferee(&st->raft);
 }
 
 uint64_t step_timeout_ms(const struct step *st)
@@ -819,10 +1074,15 @@ enum rc step_conf_read(const void *data, size_t bytes, uint64_t node_id,
 		return rc;
 	out->members = conf.n;
 	for (i = 0; i < conf.n; i++) {
-		out->voters += conf.servers[i].role == RAFT_VOTER;
+		if (conf.servers[i].role == RAFT_VOTER) {
+			if (out->voters < STEP_IDS)
+				out->ids[out->voters] = conf.servers[i].id;
+			out->voters++;
+		}
 		out->member |= conf.servers[i].id == node_id;
 	}
-	out->sole = guard_b10(&conf, node_id);
+	out->sole = guard_sole(&conf, node_id);
+	out->anew = guard_b10(&conf, node_id);
 	raft_configuration_close(&conf);
 	return RC_OK;
 }

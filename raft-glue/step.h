@@ -11,7 +11,7 @@
  * The core holds no entry data: only indexes and terms. Any error of the core
  * but a refusal means a broken invariant, or no memory: fail-stop, and in the
  * simulator, where that returns, every later event is a no-op.
- * Used by shard.c. With guard.c the only file that knows raft.h.
+ * Used by shard.c. With guard.c and codec.c the only files that know raft.h.
  */
 #ifndef HOLDFAST_RAFT_GLUE_STEP_H
 #define HOLDFAST_RAFT_GLUE_STEP_H
@@ -56,11 +56,13 @@ struct step_sink {
 	/* A snapshot that was received and staged must become the state;
 	 * step_installed follows. The log is void. */
 	void (*install)(struct step_sink *k, uint64_t index, uint64_t term);
-	/* To the member m->server_id. Valid, entries included, inside the call
-	 * only. An INSTALL_SNAPSHOT is the wish that a snapshot be sent: it has
-	 * neither data nor configuration. */
+	/* To the member step_receiver(m). Valid, entries included, inside the
+	 * call only; codec.h makes bytes of it. step_wish: it is the wish that
+	 * a snapshot be sent. */
 	void (*send)(struct step_sink *k, const struct raft_message *m);
 };
+uint64_t step_receiver(const struct raft_message *m);
+bool step_wish(const struct raft_message *m);
 
 struct step_config {
 	struct env *env;
@@ -84,7 +86,13 @@ struct step_boot {
 	uint64_t conf_index; /* Of the state's configuration. */
 	const void *conf;    /* Encoded, checked with step_conf_read. */
 	size_t conf_bytes;
-	uint64_t last; /* Entries index + 1 .. last, from sink->entry. */
+	/* Entries first .. last, from sink->entry; `first` is at most index + 1
+	 * (0: that), and what it and `index` span is there too. */
+	uint64_t first;
+	uint64_t last;
+	/* `index` is committed, but of which term is not known: the state is
+	 * lost and the log was recycled up to there. A leader is believed. */
+	bool unsure;
 };
 
 /* ---- events ---- */
@@ -103,7 +111,8 @@ enum rc step_submit(struct step *st, enum step_type type, void *data,
 		    uint32_t bytes, uint64_t *index);
 /* Entries up to `index` are durable; what is not news is ignored. */
 void step_persisted(struct step *st, uint64_t index);
-/* The state contains everything up to `index`. */
+/* The state contains everything up to `index`. What is not news is ignored: a
+ * state that was replaced by an older one catches up. */
 void step_applied(struct step *st, uint64_t index, uint64_t term);
 /* The configuration at `index` was applied: it is final. */
 void step_configured(struct step *st, uint64_t index, const void *conf,
@@ -124,6 +133,45 @@ void step_timeout(struct step *st);
  */
 void step_receive(struct step *st, struct raft_message *m, uint64_t epoch);
 
+/* What a message from a peer was, for those who count. */
+struct step_seen {
+	bool jumped; /* Its term is more than TERM_JUMP_MAX ahead: refused. */
+	bool forgot; /* The sender's log ends below what it acknowledged. */
+	bool level;  /* It acknowledges all that it ever did. */
+};
+/*
+ * The bytes of one message of codec.h. `full`: there is no room for entries,
+ * the message counts without them. RC_OK; RC_INVALID: that is none; RC_NOMEM:
+ * it counts as lost.
+ */
+enum rc step_deliver(struct step *st, uint64_t node_id, uint64_t epoch,
+		     const uint8_t *p, size_t n, bool full,
+		     struct step_seen *seen);
+
+/*
+ * A snapshot that the leader `node_id` of `term` has sent is staged. RC_OK:
+ * sink->install was called. RC_EXISTS: the log has all that it contains.
+ * RC_CONFLICT: `term` is over, or one is being installed. RC_CORRUPT: its
+ * configuration is none. RC_NOMEM.
+ */
+struct step_staged {
+	uint64_t node_id;
+	uint64_t term;
+	uint64_t index;
+	uint64_t index_term;
+	uint64_t conf_index;
+	const void *conf;
+	size_t conf_bytes;
+};
+enum rc step_staged(struct step *st, const struct step_staged *s);
+
+/* Hand the leadership to the voter `node_id`, whose log must be level with
+ * ours. RC_OK: it has been told to stand; the core gives up after an election
+ * timeout. RC_NOT_LEADER: also while another is under way; RC_NOT_FOUND. */
+enum rc step_transfer(struct step *st, uint64_t node_id);
+/* Entries on their way to one follower, 1..STEP_INFLIGHT_MAX. */
+void step_inflight(struct step *st, uint32_t entries);
+
 /* ---- reading ---- */
 
 bool step_failed(const struct step *st);
@@ -142,7 +190,18 @@ uint64_t step_snapshot_index(const struct step *st);
 uint64_t step_own_index(const struct step *st);
 uint64_t step_leader(const struct step *st);
 uint32_t step_voters(const struct step *st);
+/* Of the configuration in force, and of the one before while a change is not
+ * committed. */
+bool step_voter(const struct step *st, uint64_t node_id);
+/* The i-th member of the configuration in force; 0: there is none. */
+uint64_t step_member_id(const struct step *st, uint32_t i);
 bool step_installing(const struct step *st);
+/* The first index of the core's log; what it may ask sink->entry for. */
+uint64_t step_first(const struct step *st);
+/* As leader: how far the member's log is durable and equal to ours. */
+uint64_t step_match(const struct step *st, uint64_t node_id);
+/* As leader: who was told to stand; 0: nobody. */
+uint64_t step_transferee(const struct step *st);
 /* On env_now_ms; STEP_NEVER when nothing is to be done. */
 uint64_t step_timeout_ms(const struct step *st);
 
@@ -156,11 +215,14 @@ struct step_member {
  * an address is 0, empty or there twice. */
 enum rc step_conf_encode(const struct step_member *voters, size_t n,
 			 void **data, size_t *bytes);
+#define STEP_IDS 8u
 struct step_conf {
 	uint32_t voters;
 	uint32_t members;
-	bool member; /* The node asked about. */
-	bool sole;   /* It is the only voter. */
+	bool member;            /* The node asked about. */
+	bool sole;              /* It is the only voter, */
+	bool anew;              /* and must start in a new term (guard B10). */
+	uint64_t ids[STEP_IDS]; /* Of the first voters, then 0. */
 };
 /* RC_CORRUPT when the bytes are no configuration. RC_NOMEM. */
 enum rc step_conf_read(const void *data, size_t bytes, uint64_t node_id,

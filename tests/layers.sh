@@ -31,9 +31,10 @@ layers()
 	raftglue   raft-glue      base,proto                   RAFT,BASE,PROTO
 	objects    objects        base,proto                   SQLITE,BASE,PROTO
 	core       node/core      raftglue,objects,base,proto  RAFT,SQLITE,BASE,PROTO
-	node       node           core,raftglue,objects,os,base,proto  RAFT,SQLITE,CYAML,UV,SSL,BASE,PROTO
+	node       node           core,raftglue,objects,os,tls,base,proto  RAFT,SQLITE,CYAML,UV,SSL,BASE,PROTO
 	session    client/session proto                        PROTO
-	client     client         session,proto                UV,SSL,PROTO
+	tls        client/tls     proto                        SSL,PROTO
+	client     client         session,tls,proto            UV,SSL,PROTO
 	END
 }
 
@@ -42,6 +43,7 @@ archive()
 	case $1 in
 	proto) echo client/.libs/libproto.a ;;
 	session) echo client/.libs/libsession.a ;;
+	tls) echo client/.libs/libtls.a ;;
 	client) echo client/.libs/libclient.a ;;
 	raftglue) echo raft-glue/.libs/libraftglue.a ;;
 	objects) echo objects/.libs/libobjects.a ;;
@@ -86,6 +88,10 @@ forbidden()
 	os) echo "raft sqlite msgpack cyaml tls libcrypto sodium" ;;
 	node) echo "raft sqlite msgpack libcrypto sodium" ;;
 	session) echo "$pure libcrypto sodium raft sqlite msgpack" ;;
+	tls)
+		echo "sleep random socket wait memory process environment console \
+			libuv raft sqlite msgpack cyaml sodium"
+		;;
 	client) echo "raft sqlite msgpack cyaml sodium" ;;
 	esac
 }
@@ -99,6 +105,8 @@ exceptions()
 	base panic.o stderr the last words before abort
 	base logline.o stderr where lines go until the node names another place
 	session session.o stderr the last words before abort
+	node ca.o ERR_clear_error,ERR_peek_last_error,ERR_reason_error_string,EVP_PKEY_Q_keygen,EVP_PKEY_free,EVP_sha256,OPENSSL_sk_num,OPENSSL_sk_push,OPENSSL_sk_value certificates are made here and nowhere else
+	tls tls.o stderr the last words before abort
 	END
 }
 

@@ -62,7 +62,8 @@ folder_of()
 	esac
 }
 
-# client/proto/pack.c for pack; a module that is only a header counts.
+# client/proto/pack.c for pack; a module that is only a header counts. A module's
+# second test is named after it and says more: test_storage_copies.
 module_path()
 {
 	local f
@@ -72,6 +73,7 @@ module_path()
 		[ -e "$f/$1.c" ] && echo "$f/$1.c" && return
 		[ -e "$f/$1.h" ] && echo "$f/$1.h" && return
 	done
+	[[ $1 == *_* ]] && module_path "${1%_*}"
 	return 0
 }
 
@@ -89,7 +91,7 @@ allowed()
 	node/core)
 		echo '(node/core|raft-glue|objects|node/base|client/proto)/[^/]+'
 		;;
-	node) echo '(node/((core|base|os)/)?|raft-glue/|objects/|client/proto/)[^/]+' ;;
+	node) echo '(node/((core|base|os)/)?|raft-glue/|objects/|client/proto/)[^/]+|client/tls\.h' ;;
 	tests) echo '.*' ;;
 	*) echo 'none' ;;
 	esac
@@ -100,11 +102,11 @@ allowed()
 homes()
 {
 	cat <<-'END'
-	raft(/.*)?\.h	raft-glue/(step|guard)\.[ch]
+	raft(/.*)?\.h	raft-glue/(step|guard|codec)\.[ch]|tests/fuzz/fuzz_codec\.c
 	msgpack(/.*)?\.h	client/proto/pack\.c
 	sqlite3\.h	objects/(db[a-z0-9_]*\.[ch]|storage\.c)
 	sodium(/.*)?\.h	node/base/(crypto|secret)\.c
-	openssl/.*	node/base/crypto\.c|node/tls\.[ch]|client/[^/]*\.c
+	openssl/.*	node/base/crypto\.c|node/ca\.c|client/tls\.c|tests/lib/test_ca\.h
 	uv\.h	client/[^/]*\.[ch]|node/[^/]*\.[ch]|node/os/[^/]*\.[ch]|tests/(lib|bench|integration)/[^/]*\.[ch]
 	cyaml/.*	node/config\.c
 	curl/.*	node/egress/fetch\.c

@@ -240,6 +240,7 @@ void frame_error_write(struct pack_w *w, const struct frame_error *e)
 	keys += e->retry_after_ms >= 0;
 	keys += e->field.n > 0;
 	keys += e->owner.n > 0;
+	keys += e->has_shard;
 	pack_map(w, keys);
 	pack_cstr(w, "code");
 	pack_cstr(w, rc_name(code));
@@ -255,6 +256,10 @@ void frame_error_write(struct pack_w *w, const struct frame_error *e)
 	}
 	put_text(w, "field", e->field);
 	put_text(w, "owner", e->owner);
+	if (e->has_shard) {
+		pack_cstr(w, "shard");
+		pack_u64(w, e->shard);
+	}
 }
 
 /* What a pair of an error map says so far. */
@@ -289,6 +294,16 @@ static void read_outcome(struct error_read *er, struct pack_bytes name)
 	}
 }
 
+static void read_shard(struct frame_error *e, struct pack_r *r)
+{
+	uint64_t shard;
+
+	if (pack_get_u64(r, &shard) != RC_OK || shard > UINT32_MAX)
+		return;
+	e->shard = (uint32_t)shard;
+	e->has_shard = true;
+}
+
 static void read_pair(struct error_read *er, struct pack_bytes key,
 		      struct pack_bytes value)
 {
@@ -300,6 +315,10 @@ static void read_pair(struct error_read *er, struct pack_bytes key,
 	if (key_is(key, "retry_after_ms")) {
 		if (pack_get_i64(&r, &ms) == RC_OK && ms >= 0)
 			e->retry_after_ms = ms;
+		return;
+	}
+	if (key_is(key, "shard")) {
+		read_shard(e, &r);
 		return;
 	}
 	if (pack_get_bytes(&r, &s) != RC_OK)

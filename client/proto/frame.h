@@ -65,7 +65,7 @@ void frame_notify(struct pack_w *w, const char *method,
 
 /*
  * The error map of a response, as docs/protocol.md says. retry_after_ms < 0,
- * NULL and empty strings leave their key out.
+ * NULL and empty strings, and no has_shard leave their key out.
  */
 struct frame_error {
 	enum rc code;
@@ -75,6 +75,8 @@ struct frame_error {
 	struct pack_bytes field;
 	struct pack_bytes owner;
 	int64_t retry_after_ms;
+	bool has_shard;
+	uint32_t shard; /* Of the object that was called. */
 };
 void frame_error_write(struct pack_w *w, const struct frame_error *e);
 /* Reads an error map; unknown keys are passed over, an unknown code becomes

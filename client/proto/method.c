@@ -164,6 +164,8 @@ const char *method_right_name(enum method_right right)
 		return "write";
 	case RIGHT_ADMIN:
 		return "admin";
+	case RIGHT_NODE:
+		return "node";
 	}
 	return "none";
 }

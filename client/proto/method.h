@@ -15,6 +15,7 @@ enum method_right {
 	RIGHT_READ = 1,
 	RIGHT_WRITE = 2,
 	RIGHT_ADMIN = 4,
+	RIGHT_NODE = 8, /* Of the nodes themselves; no grant gives it. */
 };
 
 /* Flags of a METHOD row. */

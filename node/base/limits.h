@@ -31,8 +31,22 @@
 #define CONNECTION_TURN_FRAMES 256u    /* Begun per connection and loop turn. */
 #define CONNECTIONS_IN_BYTES_MAX (256u << 20) /* Unfinished requests, all. */
 #define CONNECTIONS_OUT_BYTES_MAX (512u << 20) /* Unsent answers, all. */
+#define CONNECTION_HANDSHAKES_MAX 1024u /* Open TLS handshakes of clients. */
+#define CONNECTION_HANDSHAKE_MS 5000u  /* A client's handshake ends within. */
+#define TURN_HANDSHAKES 16u            /* Steps of them in one loop turn. */
 #define FRAME_STALL_MS 30000u          /* A begun frame must end within. */
 #define WRITE_STALL_MS 30000u          /* A reader must take something within. */
+
+/* Peers. */
+#define LINK_MESSAGE_BYTES_MAX (8u << 20) /* One message of a link. */
+#define PEER_OUT_BYTES_MAX (32u << 20) /* Unsent, of one connection to a peer. */
+#define PEER_HANDSHAKES_MAX 64u        /* Accepted from who is not known yet. */
+#define PEER_HANDSHAKE_MS 5000u        /* A handshake ends within. */
+#define FORWARDS_MAX 32768u            /* Calls on their way to one owner. */
+#define SNAPSHOT_PIECE_BYTES (256u << 10) /* One piece of a snapshot stream. */
+#define SNAPSHOT_PIECES_MAX 4u         /* Sent and not yet acknowledged. */
+#define ROUNDS_MAX 64u                 /* Rounds without an answer. */
+#define TERM_JUMP_MAX (1u << 20)       /* A peer's term further ahead is refused. */
 
 /* Calls and events. */
 #define CALLS_MAX 65536u               /* Calls in flight on a node. */
@@ -72,6 +86,15 @@
 #define ENTRY_UNITS_MAX 4096u          /* Units in one log entry. */
 #define UNSYNCED_BYTES_MAX (64u << 20) /* What a leader may run ahead. */
 #define TRAILING_ENTRIES 8192u         /* Followers' part of a trimmed log. */
+#define TRAILING_BYTES (4u << 20)      /* The same in bytes, of a shard. */
+#define TRAILING_LAG_BYTES (16u << 20) /* While a follower is behind it. */
+#define TRAILING_STREAM_BYTES (64u << 20) /* While a snapshot is sent. */
+#define AHEAD_BYTES_MAX (16u << 20)    /* Proposed, uncommitted, of a shard. */
+#define AHEAD_ENTRIES_MAX 1024u        /* The same in entries. */
+#define INFLIGHT_BYTES (4u << 20)      /* Entries on their way to a follower. */
+#define BEHIND_BYTES_MAX (64u << 20)   /* Entries a follower has not applied. */
+#define HELD_BYTES_MAX (4u << 20)      /* Messages waiting for the ballot. */
+#define DISK_STALL_MS 500u             /* Then a leader hands over. */
 #define BATCH_BYTES_MAX (12u << 20)    /* One batch of the log. */
 #define SEGMENT_BYTES_DEFAULT (16u << 20) /* One log segment. */
 #define SEGMENT_BYTES_MIN (1u << 20)   /* Batches and entries are cut to fit. */
@@ -86,6 +109,7 @@
 #define STATE_WAL_BYTES_MAX (16u << 20) /* A state's WAL, then a checkpoint. */
 #define STATE_SLICE_ROWS 256u          /* Rows written before loads go on. */
 #define STATE_SLICE_BYTES (1u << 20)   /* The same in bytes. */
+#define STATE_VERIFY_PAGES 1024u       /* Pages verified before loads go on. */
 #define LOAD_PAGE_BYTES_MAX (4u << 20) /* Rows of one page of a load. */
 #define LAG_MS_DEFAULT 100u            /* What `lagged` may lose. */
 
@@ -98,6 +122,8 @@
 #define LIMITER_CHECKS_MAX 1000u       /* Checks of one check_many. */
 #define LIMITER_KEYS_MAX 1000000u      /* Active keys of one limiter. */
 #define LIMITER_POLICIES_MAX 64u       /* Named policies of one limiter. */
+#define LIMITER_LEASE_MAX 1000u        /* Permits that one entry lends. */
+#define LIMITER_LEASE_MS 1000u         /* They may be spent at least so long. */
 
 /* Configuration. */
 #define GRANTS_MAX 1024u               /* Rows of `grants:`. */
@@ -113,6 +139,15 @@ _Static_assert(ENTRY_BYTES_MAX + (1u << 20) < BATCH_BYTES_MAX,
 	       "an entry fits a batch");
 _Static_assert(FRAME_BYTES_MAX <= CONNECTION_OUT_BYTES_MAX,
 	       "an answer fits a connection's output");
+_Static_assert(ENTRY_BYTES_MAX + (1u << 20) < LINK_MESSAGE_BYTES_MAX,
+	       "an entry fits a message between peers");
+_Static_assert(TRAILING_BYTES <= TRAILING_LAG_BYTES &&
+		       TRAILING_LAG_BYTES <= TRAILING_STREAM_BYTES,
+	       "who needs more of the log gets more");
+_Static_assert(ENTRY_BYTES_MAX <= AHEAD_BYTES_MAX && ENTRY_BYTES_MAX <= INFLIGHT_BYTES,
+	       "an entry may always be on its way");
+_Static_assert(LINK_MESSAGE_BYTES_MAX < PEER_OUT_BYTES_MAX,
+	       "a message fits a peer's queue");
 _Static_assert(CALL_DEPTH_MAX + 1u < CALL_DEPTH_SHARE,
 	       "client calls keep a share of the pool");
 _Static_assert(SHARDS_DEFAULT <= SHARDS_MAX, "the default is allowed");

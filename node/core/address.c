@@ -4,32 +4,21 @@
 
 #include "node/base/check.h"
 #include "node/base/crypto.h"
-
-static bool label_byte(uint8_t c, bool first)
-{
-	if (c >= 'a' && c <= 'z')
-		return true;
-	if (first)
-		return false;
-	return (c >= '0' && c <= '9') || c == '_' || c == '-';
-}
+#include "node/base/principal.h"
 
 /* Tenants, environments and classes. */
 static enum rc label_check(struct pack_bytes s, const char *what,
 			   struct detail *why)
 {
-	size_t i;
-
 	if (s.n == 0 || s.n > TENANT_BYTES_MAX)
 		return detail_set(why, RC_INVALID, "address",
 				  "%s has 1 to %u bytes", what,
 				  TENANT_BYTES_MAX);
-	for (i = 0; i < s.n; i++)
-		if (!label_byte(s.p[i], i == 0))
-			return detail_set(why, RC_INVALID, "address",
-					  "%s is made of a-z, 0-9, _ and -, "
-					  "and begins with a letter",
-					  what);
+	if (!label_good(s))
+		return detail_set(why, RC_INVALID, "address",
+				  "%s is made of a-z, 0-9, _ and -, and begins "
+				  "with a letter",
+				  what);
 	return RC_OK;
 }
 

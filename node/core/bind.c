@@ -6,7 +6,9 @@
 #include "node/base/check.h"
 #include "node/base/crypto.h"
 #include "node/base/htab.h"
+#include "node/base/principal.h"
 #include "objects/class.h"
+#include "objects/directory_class.h"
 
 /* Grants of one principal, found by its name: a call looks at its caller's
  * grants only. */
@@ -58,12 +60,17 @@ static void holder_free(void *arg, struct hnode *node)
 	free(h);
 }
 
+static void bind_clear(struct bind *b)
+{
+	htab_each(&b->holders, holder_free, b);
+	htab_release(&b->holders);
+}
+
 void bind_free(struct bind *b)
 {
 	if (b == NULL)
 		return;
-	htab_each(&b->holders, holder_free, b);
-	htab_release(&b->holders);
+	bind_clear(b);
 	free(b);
 }
 
@@ -96,22 +103,28 @@ static enum rc holder_add(struct bind *b, struct pack_bytes p,
 	return RC_OK;
 }
 
+static struct pack_bytes text_of(const char *s)
+{
+	return (struct pack_bytes){ (const uint8_t *)s, strlen(s) };
+}
+
 enum rc bind_grant(struct bind *b, const struct grant *g, struct detail *why)
 {
-	struct pack_bytes p = { (const uint8_t *)g->principal,
-				strlen(g->principal) };
+	struct pack_bytes p = text_of(g->principal);
 	struct holder *h;
 	struct grant *grown;
 
 	if (p.n == 0)
 		return detail_set(why, RC_INVALID, "principal",
 				  "a grant names a principal");
+	if (!principal_may_enter(p, text_of(g->tenant), text_of(g->env)))
+		return detail_set(why, RC_INVALID, "principal",
+				  "it cannot have rights in that tenant and "
+				  "environment");
 	if (g->rights == 0)
 		return detail_set(why, RC_INVALID, "rights",
 				  "a grant gives at least one right");
-	if (strcmp(g->cls, "*") != 0 &&
-	    class_find((struct pack_bytes){ (const uint8_t *)g->cls,
-					    strlen(g->cls) }) == NULL)
+	if (strcmp(g->cls, "*") != 0 && class_find(text_of(g->cls)) == NULL)
 		return detail_set(why, RC_INVALID, "class",
 				  "there is no class `%s`", g->cls);
 	if (b->grants_n == GRANTS_MAX)
@@ -127,6 +140,29 @@ enum rc bind_grant(struct bind *b, const struct grant *g, struct detail *why)
 	h->grants[h->grants_n++] = *g;
 	b->grants_n++;
 	return RC_OK;
+}
+
+enum rc bind_replace(struct bind *b, const struct grant *grants, size_t n)
+{
+	struct bind *other;
+	struct bind old;
+	enum rc rc = bind_new(&other);
+	size_t i;
+
+	if (rc != RC_OK)
+		return rc;
+	for (i = 0; rc == RC_OK && i < n; i++) {
+		rc = bind_grant(other, &grants[i], NULL);
+		if (rc == RC_INVALID)
+			rc = RC_OK;
+	}
+	if (rc == RC_OK) {
+		old = *b;
+		*b = *other;
+		*other = old;
+	}
+	bind_free(other);
+	return rc;
 }
 
 static bool text_is(const char *s, struct pack_bytes b)
@@ -151,13 +187,26 @@ static bool grant_covers(const struct grant *g, const struct address *a)
 	       memcmp(a->name.p, g->prefix, prefix_n) == 0;
 }
 
+/* There is one directory; elsewhere the class has no objects. */
+static bool is_the_directory(const struct address *a)
+{
+	return !a->by_id && text_is(DIRECTORY_TENANT, a->tenant) &&
+	       text_is(DIRECTORY_ENV, a->env) &&
+	       text_is(DIRECTORY_NAME, a->name);
+}
+
 uint32_t bind_rights(const struct bind *b, struct pack_bytes principal,
 		     const struct address *a)
 {
 	const struct holder *h = holder_find(b, principal);
+	bool directory = text_is(DIRECTORY_CLASS, a->cls);
 	uint32_t rights = 0;
 	size_t i;
 
+	if (directory && !is_the_directory(a))
+		return 0;
+	if (directory && principal_is_node(principal))
+		return (uint32_t)(RIGHT_READ | RIGHT_NODE);
 	for (i = 0; h != NULL && i < h->grants_n; i++)
 		if (grant_covers(&h->grants[i], a))
 			rights |= h->grants[i].rights;

@@ -3,8 +3,11 @@
  * default deny.
  *
  * Loop thread. Binding is granting (DESIGN D10): there is no other list. Until
- * the binding graph exists, grants come from the configuration. A grant gives a
- * principal rights on the objects of one class whose name begins with a prefix.
+ * the binding graph exists, grants are kept in the directory (directory.h). A
+ * grant gives a principal rights on the objects of one class whose name begins
+ * with a prefix, and a principal that its name confines to a tenant and an
+ * environment (node/base/principal.h) none outside. A node may read and seed
+ * the directory, without a grant, and nothing else.
  * What a principal has no right on at all answers exactly like what does not
  * exist: RC_NOT_FOUND with the text of rc.tbl and no field.
  */
@@ -17,10 +20,8 @@
 struct bind;
 
 struct grant {
-	char principal[PRINCIPAL_BYTES_MAX +
-		       1]; /* unix:NODE:UID, or
-			    * object:TENANT/ENV/CLASS for calls that
-			    * objects of a class make. */
+	/* As node/base/principal.h. */
+	char principal[PRINCIPAL_BYTES_MAX + 1];
 	char tenant[TENANT_BYTES_MAX + 1];
 	char env[TENANT_BYTES_MAX + 1];
 	char cls[CLASS_BYTES_MAX + 1]; /* "*": every class. */
@@ -32,6 +33,10 @@ enum rc bind_new(struct bind **out);
 void bind_free(struct bind *b);
 /* RC_OVERLOADED at GRANTS_MAX; RC_INVALID for a malformed one. Copies. */
 enum rc bind_grant(struct bind *b, const struct grant *g, struct detail *why);
+/* These and no others from now on. Those that this version cannot make sense of
+ * (a class it does not have) give nothing. RC_NOMEM, RC_OVERLOADED: it is as it
+ * was. */
+enum rc bind_replace(struct bind *b, const struct grant *grants, size_t n);
 
 /*
  * RC_OK: `method` is found and allowed. RC_NOT_FOUND: no right at all here, or

@@ -13,6 +13,11 @@
  * or not the log asks: SQLite's WAL and the next start's replay stay short. */
 #define CHECKPOINT_BYTES (64u << 20)
 
+/* How long objects have to close what they may spend from memory before a
+ * hand-over, and how often it is looked after. */
+#define HAND_OVER_SETTLE_MS 50u
+#define HAND_OVER_LOOK_MS   2u
+
 /* Alone a proof is over in its turn. */
 #define PROOFS_AT_FIRST 4u
 
@@ -70,7 +75,8 @@ struct bridge {
 	struct rounds *rounds;
 	struct bridge_config cfg;
 
-	uint64_t epoch; /* Our term while we lead, else 0. */
+	uint64_t epoch; /* Our term while we own the shard, else 0. */
+	uint64_t led;   /* The shard leads in this term, else 0. */
 	struct stamp stamp;
 	uint64_t committed_stamp;
 
@@ -90,6 +96,20 @@ struct bridge {
 	uint64_t next_ticket;
 
 	uint64_t applied_bytes; /* Since the last checkpoint. */
+
+	/* A hand-over: first what may be spent from memory is closed. */
+	struct env_timer hand_timer;
+	uint64_t hand_to;
+	uint64_t hand_until_ms; /* Of what is going on now. */
+	bool settling;
+	bool handing; /* The shard was asked to. */
+
+	struct storage_scrub scrub;
+	bool scrubbing;
+
+	struct storage_export export;
+	struct storage_stage stage;
+	struct storage_switch change;
 
 	struct storage_heads heads; /* Summing up tenants after a takeover. */
 	uint64_t heads_epoch;
@@ -447,42 +467,104 @@ static void heads_begin(struct bridge *b)
 
 /* The app of our shard. */
 
-static void app_lead(struct app *a, uint64_t term)
+static void stamp_begin(struct bridge *b)
 {
-	struct bridge *b = from_app(a);
+	uint64_t now_ns = env_now_ns(b->env);
+	uint64_t base_ns;
 	bool cut = false;
 
+	b->committed_stamp = storage_stamp(b->storage);
+	if (core_stamps(b->core) == NULL) {
+		stamp_lead(&b->stamp, b->committed_stamp,
+			   storage_wall(b->storage), now_ns,
+			   env_wall_ms(b->env),
+			   b->env->ops->wall_synced(b->env), &cut);
+		if (cut)
+			LOG_WARN("stamp_forward_cut",
+				 F("shard", b->cfg.shard.shard),
+				 F("hours_max", 1));
+	} else {
+		CHECK(stamps_ready(core_stamps(b->core), b->cfg.shard.shard,
+				   b->led, &base_ns));
+		stamp_lead_at(&b->stamp, b->committed_stamp, base_ns, now_ns);
+	}
+	b->lead_stamp = stamp_now(&b->stamp, now_ns);
+}
+
+static bool stamped(const struct bridge *b)
+{
+	uint64_t base_ns;
+
+	return core_stamps(b->core) == NULL ||
+	       stamps_ready(core_stamps(b->core), b->cfg.shard.shard, b->led,
+			    &base_ns);
+}
+
+/* From here on calls are executed. */
+static void own(struct bridge *b)
+{
 	PRE(b->epoch == 0);
-	if (b->closing)
-		return;
-	b->epoch = term;
+	stamp_begin(b);
+	b->epoch = b->led;
 	b->next_mark = 1;
 	b->next_ticket = 1;
 	passages_clear(&b->passages);
-	b->committed_stamp = storage_stamp(b->storage);
-	stamp_lead(&b->stamp, b->committed_stamp, storage_wall(b->storage),
-		   env_now_ns(b->env), env_wall_ms(b->env),
-		   b->env->ops->wall_synced(b->env), &cut);
-	if (cut)
-		LOG_WARN("stamp_forward_cut", F("shard", b->cfg.shard.shard),
-			 F("hours_max", 1));
-	b->lead_stamp = stamp_now(&b->stamp, env_now_ns(b->env));
 	core_unbook(b->core, b->cfg.shard.shard);
 	heads_begin(b);
-	space_lead(b->space, term, b->lead_stamp);
+	space_lead(b->space, b->epoch, b->lead_stamp);
 	core_leads(b->core, b->cfg.shard.shard);
+}
+
+static void app_elected(struct app *a, uint64_t term)
+{
+	struct bridge *b = from_app(a);
+
+	if (core_stamps(b->core) != NULL)
+		stamps_elected(core_stamps(b->core), b->cfg.shard.shard, term);
+}
+
+static void app_lead(struct app *a, uint64_t term)
+{
+	struct bridge *b = from_app(a);
+
+	if (b->closing)
+		return;
+	b->led = term;
+	if (stamped(b))
+		own(b);
+}
+
+void bridge_stamped(struct bridge *b, uint64_t term)
+{
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	if (b->led == term && b->epoch == 0 && !b->closing)
+		own(b);
+}
+
+static void hand_end(struct bridge *b)
+{
+	env_timer_stop(&b->hand_timer);
+	b->settling = false;
+	b->handing = false;
 }
 
 static void app_lost(struct app *a, uint64_t term)
 {
 	struct bridge *b = from_app(a);
+	bool owned = b->epoch != 0;
 
-	(void)term;
+	hand_end(b);
+
+	if (core_stamps(b->core) != NULL)
+		stamps_lost(core_stamps(b->core), b->cfg.shard.shard);
+	b->led = 0;
 	b->epoch = 0;
 	b->open = NULL;
 	chunks_drop(b, &b->chunks);
 	passages_clear(&b->passages);
-	space_lost(b->space, term);
+	rounds_lost(b->rounds, b->shard);
+	if (owned)
+		space_lost(b->space, term);
 	if (b->closing)
 		env_post(b->env, &b->close_step);
 }
@@ -609,7 +691,147 @@ static void app_checkpoint(struct app *a)
 	storage_checkpoint(b->storage);
 }
 
+/* Snapshots: the shard's wishes, the storage's answers. */
+
+static void export_ready(struct storage_export *x, enum rc rc)
+{
+	struct bridge *b = x->arg;
+	struct snapshot what = { .index = x->index,
+				 .term = x->term,
+				 .conf_index = x->conf_index,
+				 .conf = x->conf,
+				 .conf_bytes = x->conf_bytes,
+				 .bytes = x->bytes };
+
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	memcpy(what.hash, x->hash, sizeof(what.hash));
+	shard_exported(b->shard, rc, &what);
+}
+
+static void export_data(struct storage_export *x, enum rc rc, const void *p,
+			size_t n)
+{
+	struct bridge *b = x->arg;
+
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	shard_export_data(b->shard, rc, p, n);
+}
+
+static void app_export_begin(struct app *a)
+{
+	struct bridge *b = from_app(a);
+
+	b->export = (struct storage_export){ .ready = export_ready,
+					     .data = export_data,
+					     .arg = b };
+	storage_export_begin(b->storage, &b->export);
+}
+
+static void app_export_read(struct app *a, uint64_t offset, uint32_t bytes)
+{
+	struct bridge *b = from_app(a);
+
+	storage_export_read(b->storage, &b->export, offset, bytes);
+}
+
+static void app_export_end(struct app *a)
+{
+	struct bridge *b = from_app(a);
+
+	storage_export_end(b->storage, &b->export);
+}
+
+static void stage_written(struct storage_stage *g, enum rc rc)
+{
+	struct bridge *b = g->arg;
+
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	shard_staged(b->shard, rc);
+}
+
+static void stage_done(struct storage_stage *g, enum rc rc, uint64_t generation)
+{
+	struct bridge *b = g->arg;
+
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	shard_stage_done(b->shard, rc, generation, g->hash);
+}
+
+static void app_stage_begin(struct app *a, const struct snapshot *what)
+{
+	struct bridge *b = from_app(a);
+
+	b->stage = (struct storage_stage){ .index = what->index,
+					   .term = what->term,
+					   .conf_index = what->conf_index,
+					   .conf = what->conf,
+					   .conf_bytes = what->conf_bytes,
+					   .bytes = what->bytes,
+					   .written = stage_written,
+					   .done = stage_done,
+					   .arg = b };
+	memcpy(b->stage.hash, what->hash, sizeof(b->stage.hash));
+	storage_stage_begin(b->storage, &b->stage);
+}
+
+static void app_stage_write(struct app *a, uint64_t offset, const void *p,
+			    uint32_t n)
+{
+	struct bridge *b = from_app(a);
+
+	storage_stage_write(b->storage, &b->stage, offset, p, n);
+}
+
+static void app_stage_end(struct app *a)
+{
+	struct bridge *b = from_app(a);
+
+	storage_stage_end(b->storage, &b->stage);
+}
+
+static void app_stage_drop(struct app *a)
+{
+	struct bridge *b = from_app(a);
+
+	storage_stage_drop(b->storage, &b->stage);
+}
+
+static struct shard_state shard_state_of(const struct storage_state *from)
+{
+	return (struct shard_state){ .index = from->applied_index,
+				     .term = from->applied_term,
+				     .synced_index = from->main_index,
+				     .conf_index = from->conf_index,
+				     .conf = from->conf,
+				     .conf_bytes = from->conf_bytes };
+}
+
+static void state_switched(struct storage_switch *w, enum rc rc,
+			   const struct storage_state *from)
+{
+	struct bridge *b = w->arg;
+	struct shard_state state = { 0 };
+
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	if (rc == RC_OK) {
+		state = shard_state_of(from);
+		b->applied_bytes = 0;
+	}
+	shard_switched(b->shard, rc, &state);
+}
+
+static void app_switch_state(struct app *a, uint64_t generation)
+{
+	struct bridge *b = from_app(a);
+
+	b->change = (struct storage_switch){ .generation = generation,
+					     .done = state_switched,
+					     .arg = b };
+	storage_switch(b->storage, &b->change);
+}
+
 static const struct app_ops bridge_app_ops = {
+	.elected = app_elected,
 	.lead = app_lead,
 	.lost = app_lost,
 	.collect = app_collect,
@@ -619,6 +841,14 @@ static const struct app_ops bridge_app_ops = {
 	.apply = app_apply,
 	.applied_other = app_applied_other,
 	.checkpoint = app_checkpoint,
+	.export_begin = app_export_begin,
+	.export_read = app_export_read,
+	.export_end = app_export_end,
+	.stage_begin = app_stage_begin,
+	.stage_write = app_stage_write,
+	.stage_end = app_stage_end,
+	.stage_drop = app_stage_drop,
+	.switch_state = app_switch_state,
 };
 
 /* The listener of our storage. */
@@ -651,6 +881,99 @@ static void stored_checkpointed(struct storage_listener *l, uint64_t index)
 		shard_checkpointed(b->shard, index);
 }
 
+/* Hand-overs. */
+
+static enum rc hand_move(struct bridge *b)
+{
+	enum rc rc = shard_transfer(b->shard, b->hand_to);
+
+	b->settling = false;
+	b->handing = rc == RC_OK;
+	if (rc != RC_OK && b->epoch != 0)
+		space_settle_end(b->space);
+	return rc;
+}
+
+/* Nothing is on its way: what would be lost with the leadership, and be of
+ * unknown outcome to whoever asked. Nothing new comes, see bridge_owns. */
+static bool hand_quiet(struct bridge *b)
+{
+	return space_settle(b->space) && TAILQ_EMPTY(&b->chunks) &&
+	       TAILQ_EMPTY(&b->sent) && b->passages.mid == b->passages.tail;
+}
+
+static bool hand_look(struct bridge *b)
+{
+	uint64_t now_ms = env_now_ms(b->env);
+	struct shard_view view;
+
+	if (b->settling) {
+		if (!hand_quiet(b) && now_ms < b->hand_until_ms)
+			return true;
+		return hand_move(b) == RC_OK;
+	}
+	/* It has not happened: who owns goes on as before. */
+	shard_view(b->shard, &view);
+	if (view.transferee != 0)
+		return true;
+	if (b->epoch != 0)
+		space_settle_end(b->space);
+	return false;
+}
+
+static void hand_due(struct env_timer *t)
+{
+	struct bridge *b = CONTAINER_OF(t, struct bridge, hand_timer);
+
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	if ((b->settling || b->handing) && !b->closing && hand_look(b))
+		env_timer_start(t, env_now_ms(b->env) + HAND_OVER_LOOK_MS);
+	else
+		hand_end(b);
+}
+
+enum rc bridge_transfer(struct bridge *b, uint64_t to)
+{
+	enum rc rc;
+
+	if (b->settling || b->handing)
+		return RC_CONFLICT;
+	if (b->closing)
+		return RC_NOT_LEADER;
+	b->hand_to = to;
+	b->hand_until_ms = env_now_ms(b->env) + HAND_OVER_SETTLE_MS;
+	b->settling = b->epoch != 0 && !hand_quiet(b);
+	if (!b->settling) {
+		rc = hand_move(b);
+		if (rc != RC_OK)
+			return rc;
+	}
+	env_timer_start(&b->hand_timer, env_now_ms(b->env) + HAND_OVER_LOOK_MS);
+	return RC_OK;
+}
+
+/* The scrub. What it finds the storage tells its listener. */
+
+static void scrub_done(struct storage_scrub *c, enum rc rc)
+{
+	struct bridge *b = c->arg;
+
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	(void)rc;
+	b->scrubbing = false;
+	c->range = (c->range + 1) % STATE_RANGES;
+}
+
+void bridge_scrub(struct bridge *b)
+{
+	if (b->scrubbing || b->closing)
+		return;
+	b->scrubbing = true;
+	b->scrub.done = scrub_done;
+	b->scrub.arg = b;
+	storage_scrub(b->storage, &b->scrub);
+}
+
 /* Life. */
 
 static void close_step(struct env_task *t);
@@ -677,6 +1000,7 @@ enum rc bridge_open(struct core *core, struct env *env, struct disk *disk,
 	b->seal_proof.phase = ENV_PHASE_LOG;
 	b->close_step.cb = close_step;
 	b->close_step.phase = ENV_PHASE_RELEASE;
+	env_timer_init(&b->hand_timer, env, hand_due);
 	TAILQ_INIT(&b->chunks);
 	TAILQ_INIT(&b->sent);
 	TAILQ_INIT(&b->spare);
@@ -711,18 +1035,13 @@ uint64_t bridge_floor(const struct bridge *b)
 	return b->state.main_index;
 }
 
-enum rc bridge_attach(struct bridge *b, struct log *log, struct link *link,
+enum rc bridge_attach(struct bridge *b, struct log *log, struct transport *t,
 		      struct rounds *rounds, struct detail *why)
 {
-	struct shard_state state = { .index = b->state.applied_index,
-				     .term = b->state.applied_term,
-				     .synced_index = b->state.main_index,
-				     .conf_index = b->state.conf_index,
-				     .conf = b->state.conf,
-				     .conf_bytes = b->state.conf_bytes };
+	struct shard_state state = shard_state_of(&b->state);
 
 	b->rounds = rounds;
-	return shard_open(b->env, log, link, &b->app, &b->cfg.shard, &state,
+	return shard_open(b->env, log, t, &b->app, &b->cfg.shard, &state,
 			  &b->shard, why);
 }
 
@@ -749,6 +1068,11 @@ struct storage *bridge_storage(struct bridge *b)
 uint64_t bridge_node_id(const struct bridge *b)
 {
 	return b->cfg.shard.node_id;
+}
+
+bool bridge_owns(const struct bridge *b)
+{
+	return b->epoch != 0 && !b->settling && !b->handing;
 }
 
 uint64_t bridge_now_ns(const struct bridge *b)
@@ -808,6 +1132,7 @@ void bridge_close(struct bridge *b, void (*closed)(void *arg), void *arg)
 {
 	PRE(!b->closing);
 	b->closing = true;
+	hand_end(b);
 	b->closed = closed;
 	b->closed_arg = arg;
 	/* Its objects are done: only what they have left is still to go. */
@@ -817,6 +1142,7 @@ void bridge_close(struct bridge *b, void (*closed)(void *arg), void *arg)
 
 void bridge_discard(struct bridge *b)
 {
+	env_timer_stop(&b->hand_timer);
 	if (b->shard != NULL)
 		shard_discard(b->shard);
 	space_discard(b->space);

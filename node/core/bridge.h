@@ -32,7 +32,7 @@ enum rc bridge_open(struct core *core, struct env *env, struct disk *disk,
 		    const struct bridge_config *cfg, struct bridge **out,
 		    struct detail *why);
 uint64_t bridge_floor(const struct bridge *b);
-enum rc bridge_attach(struct bridge *b, struct log *log, struct link *link,
+enum rc bridge_attach(struct bridge *b, struct log *log, struct transport *t,
 		      struct rounds *rounds, struct detail *why);
 void bridge_start(struct bridge *b);
 
@@ -40,8 +40,25 @@ struct shard *bridge_shard(struct bridge *b);
 struct space *bridge_space(struct bridge *b);
 struct storage *bridge_storage(struct bridge *b);
 uint64_t bridge_node_id(const struct bridge *b);
+/* This node owns the shard and takes calls: it leads, everything that was in
+ * its log at election is applied, a majority has said what the time is, and it
+ * is not about to hand over. */
+bool bridge_owns(const struct bridge *b);
 /* The owner's now (DESIGN D8); 0 while this node does not own the shard. */
 uint64_t bridge_now_ns(const struct bridge *b);
+/* The majority asked about the time has answered, for the election in `term`.
+ */
+void bridge_stamped(struct bridge *b, uint64_t term);
+
+/* As shard_transfer, after what was begun is committed and what objects may
+ * still spend from memory is closed (at most HAND_OVER_SETTLE_MS); calls that
+ * come meanwhile are refused, so that none ends unknown. What is refused only
+ * then is not told. */
+enum rc bridge_transfer(struct bridge *b, uint64_t to);
+
+/* Compare the next range of the state with its hash, in the background; a
+ * no-op while the one before is under way. */
+void bridge_scrub(struct bridge *b);
 
 /* Flush, checkpoint, stop; `closed` at the end. */
 void bridge_close(struct bridge *b, void (*closed)(void *arg), void *arg);

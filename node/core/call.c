@@ -7,10 +7,15 @@
 #include "node/base/check.h"
 #include "node/base/limits.h"
 #include "node/base/logline.h"
+#include "node/base/mutant.h"
 #include "node/base/pool.h"
+#include "node/base/principal.h"
 #include "node/base/sm.h"
+#include "node/core/directory.h"
+#include "node/core/forward.h"
 #include "node/core/internal.h"
 #include "node/core/route.h"
+#include "objects/directory_class.h"
 #include "raft-glue/placement.h"
 
 #define CALL_MAGIC 0x43414c4cu
@@ -28,18 +33,58 @@ _Static_assert((uint64_t)WHEEL_SLOTS *WHEEL_TICK_MS > DEADLINE_MAX_MS + 1000u,
 /* Most requests fit here and cost no allocation. */
 #define CALL_INLINE_BYTES 320u
 
+/* How often a call is sent to an owner that turns out to be none. */
+#define FORWARD_HOPS_MAX 4u
+
+/* How long a change of the directory waits for the nodes to have it, and how
+ * often it looks. */
+#define CONFIRM_MAX_MS  2000u
+#define CONFIRM_LOOK_MS 10u
+
 /*
  *   PARSED ----> EXECUTING ----> ENDED ----> (replied and freed)
- *      |                           ^
- *      +---------------------------+  refused before it reached its object
+ *     | |         |    ^           ^ ^
+ *     | |         v    |           | |
+ *     | +------> FORWARDED --------+ |  another node executes it
+ *     +------------------------------+  refused before it reached its object
+ *
+ * From EXECUTING to FORWARDED, and on from there: refused, and not done, by one
+ * that was not, or is no longer, the owner. From PARSED and from EXECUTING,
+ * HELD: it waits for this node's copy of the directory, and goes on from there.
  */
-enum call_state { CALL_PARSED, CALL_EXECUTING, CALL_ENDED };
+enum call_state {
+	CALL_PARSED,
+	CALL_EXECUTING,
+	CALL_FORWARDED,
+	CALL_HELD,
+	CALL_ENDED,
+};
 
 static const struct sm_state call_states[] = {
-	[CALL_PARSED] = { "parsed", 1u << CALL_EXECUTING | 1u << CALL_ENDED,
+	[CALL_PARSED] = { "parsed",
+			  1u << CALL_EXECUTING | 1u << CALL_FORWARDED |
+				  1u << CALL_HELD | 1u << CALL_ENDED,
 			  false },
-	[CALL_EXECUTING] = { "executing", 1u << CALL_ENDED, false },
+	[CALL_EXECUTING] = { "executing",
+			     1u << CALL_FORWARDED | 1u << CALL_HELD |
+				     1u << CALL_ENDED,
+			     false },
+	[CALL_FORWARDED] = { "forwarded",
+			     1u << CALL_EXECUTING | 1u << CALL_FORWARDED |
+				     1u << CALL_ENDED,
+			     false },
+	[CALL_HELD] = { "held",
+			1u << CALL_EXECUTING | 1u << CALL_FORWARDED |
+				1u << CALL_HELD | 1u << CALL_ENDED,
+			false },
 	[CALL_ENDED] = { "ended", 0, true },
+};
+
+/* What a held call waits with. */
+enum call_hold {
+	HOLD_DECISION, /* A newer copy may allow what ours does not. */
+	HOLD_ANSWER,   /* Decided under a version that is not the newest. */
+	HOLD_CONFIRM,  /* It changed the directory: until all nodes know. */
 };
 
 struct call {
@@ -57,13 +102,32 @@ struct call {
 	uint32_t depth; /* 0: a client's. */
 	bool meta;
 	bool redirect;
+	bool serving;  /* Came from another node: `served` counts, and it is
+			* never sent on. */
+	bool ran;      /* It was given to its object. */
+	bool unwanted; /* Cancelled: not sent anywhere any more. */
+	bool timed;    /* In the wheel. */
+	bool node;     /* A node asks: the directory does not decide it. */
+	uint8_t hold;  /* enum call_hold, in CALL_HELD. */
+	uint8_t hops;  /* Owners it was sent to. */
+	uint32_t shard;
+	struct forward forward;
+	struct served served;
 	uint64_t owner;      /* To be told with NOT_OWNER. */
 	struct call *nested; /* The call that our event waits for. */
 	struct chain *chain; /* Ours when depth > 0. */
 	char *principal;     /* The same. */
 	uint8_t *bytes;      /* The request. */
 	size_t bytes_n;
-	uint64_t pass; /* Of the wheel, last looked at. */
+	uint32_t params_at; /* In `bytes`; before it, with `serving`, names. */
+	uint64_t pass;      /* Of the wheel, last looked at. */
+	struct pack_bytes method; /* As it was called. */
+	uint64_t version;         /* Of the directory that allowed it, */
+	uint64_t changed;         /* and that it has made. */
+	uint64_t confirm_ms;      /* Until when that is waited for. */
+	uint64_t held_bytes;
+	uint64_t held_pass;
+	TAILQ_ENTRY(call) held;
 	TAILQ_ENTRY(call) wheel;
 	STAILQ_ENTRY(call) ended;
 	uint8_t inlined[CALL_INLINE_BYTES];
@@ -89,8 +153,14 @@ struct call_table {
 	uint64_t pass;
 	uint64_t tick_at; /* The wheel's next slot, in ticks. */
 	struct core_stats stats;
+	struct directory *directory; /* NULL: nobody has said there is one. */
+	struct calls held;
+	uint64_t held_pass;
+	struct env_timer confirm;
 	struct calls wheel[WHEEL_SLOTS];
 };
+
+static void call_expire(struct call *c);
 
 /* The wheel. */
 
@@ -108,6 +178,8 @@ static void wheel_add(struct call_table *t, struct call *c)
 {
 	/* One tick later than its own: never before the deadline. */
 	uint64_t at = tick_of(c->ev.deadline_ns) + 1;
+
+	c->timed = true;
 
 	if (!t->tick.running) {
 		t->tick_at = tick_of(env_now_ns(t->env));
@@ -136,8 +208,8 @@ static void wheel_expire(struct call_table *t, uint64_t slot, uint64_t now_ns)
 		c->pass = pass;
 		TAILQ_REMOVE(head, c, wheel);
 		TAILQ_INSERT_TAIL(head, c, wheel);
-		if (c->ev.deadline_ns <= now_ns && c->sm.now == CALL_EXECUTING)
-			event_cancel(&c->ev, RC_DEADLINE);
+		if (c->ev.deadline_ns <= now_ns)
+			call_expire(c);
 	}
 }
 
@@ -158,12 +230,14 @@ static void wheel_tick(struct env_timer *timer)
 
 /* Slots. */
 
-static struct call *call_take(struct core *core, uint32_t depth)
+/* `node`: nodes ask each other on, as long as there is somebody to answer: what
+ * is still in flight is decided from what they learn. */
+static struct call *call_take(struct core *core, uint32_t depth, bool node)
 {
 	struct call_table *t = core_calls(core);
 	struct call *c;
 
-	if (t->draining && depth == 0)
+	if (t->draining && depth == 0 && (!node || core_is_closing(core)))
 		return NULL;
 	/* Nested calls of each depth have a share of their own: clients cannot
 	 * take the slots that let their calls end. */
@@ -175,8 +249,10 @@ static struct call *call_take(struct core *core, uint32_t depth)
 	c->magic = CALL_MAGIC;
 	sm_init(&c->sm, call_states, ARRAY_LEN(call_states), CALL_PARSED);
 	c->core = core;
+	c->node = node;
 	c->depth = depth;
 	c->request_id = t->next_id++;
+	c->shard = UINT32_MAX;
 	c->ev.magic = EVENT_MAGIC;
 	c->ev.retry_after_ms = -1;
 	pack_w_init(&c->ev.result, RESULT_BYTES_MAX);
@@ -204,7 +280,7 @@ static void call_memory_free(struct call_table *t, struct call *c)
 	pack_w_release(&c->ev.reply);
 	if (c->bytes != c->inlined)
 		free(c->bytes);
-	t->bytes -= c->bytes_n;
+	t->bytes -= c->bytes_n + c->held_bytes;
 	free(c->chain);
 	free(c->principal);
 	c->magic = 0;
@@ -281,12 +357,19 @@ static void call_log(const struct call *c, const struct answer *a)
 	       F("principal", c->caller.principal), F("class", c->addr.cls),
 	       F("method", c->ev.method != NULL ? c->ev.method->name : ""),
 	       F("code", rc_name(a->rc)), F("trace", c->trace),
-	       F("why", (const char *)c->ev.why.text));
+	       F("why", a->why != NULL ? (const char *)a->why->text : ""));
+}
+
+static void call_tell(struct call *c, const struct answer *a)
+{
+	CHECK(rc_is_wire(a->rc));
+	core_calls(c->core)->stats.by_rc[a->rc]++;
+	call_log(c, a);
+	c->reply(c->arg, a);
 }
 
 static void call_send(struct call *c)
 {
-	struct core_stats *stats = &core_calls(c->core)->stats;
 	struct event *ev = &c->ev;
 	struct answer a = { .rc = ev->rc,
 			    .outcome = ev->outcome,
@@ -296,7 +379,8 @@ static void call_send(struct call *c)
 				    (ev->method->flags & METHOD_WRITES) == 0,
 			    .retry_after_ms = ev->retry_after_ms,
 			    .request_id = c->request_id,
-			    .owner = c->owner };
+			    .owner = c->owner,
+			    .shard = c->shard };
 	struct pack_w w;
 
 	pack_w_init(&w, RESULT_BYTES_MAX + 256);
@@ -312,20 +396,21 @@ static void call_send(struct call *c)
 			a.outcome = OUTCOME_UNKNOWN;
 		}
 	}
-	CHECK(rc_is_wire(a.rc));
-	stats->by_rc[a.rc]++;
-	call_log(c, &a);
-	c->reply(c->arg, &a);
+	call_tell(c, &a);
 	pack_w_release(&w);
 }
 
-static void call_finish(struct call *c)
+/* Out of the wheel, answered and gone. `a` NULL: as its event says. */
+static void call_finish(struct call *c, const struct answer *a)
 {
 	struct call_table *t = core_calls(c->core);
 
-	if (c->ev.deadline_ns != 0)
+	if (c->timed)
 		wheel_remove(t, c);
-	call_send(c);
+	if (a != NULL)
+		call_tell(c, a);
+	else
+		call_send(c);
 	call_free(c);
 }
 
@@ -337,7 +422,7 @@ static void table_reply(struct env_task *task)
 
 	while ((c = STAILQ_FIRST(&t->ended)) != NULL) {
 		STAILQ_REMOVE_HEAD(&t->ended, ended);
-		call_finish(c);
+		call_finish(c, NULL);
 	}
 }
 
@@ -355,13 +440,21 @@ static void call_end(struct call *c, enum rc rc)
 	env_post(t->env, &t->reply_task);
 }
 
+static bool call_sent_on(struct call *c, uint64_t from, uint64_t named);
+static void call_leave(struct call *c);
+static uint64_t call_owner(const struct call *c);
+
 static void event_done(struct event *ev)
 {
 	struct call *c = CONTAINER_OF(ev, struct call, ev);
 
 	CHECK_OBJ(c, CALL_MAGIC);
-	sm_move(&c->sm, CALL_ENDED);
-	call_finish(c);
+	if (ev->rc == RC_NOT_OWNER && ev->outcome == OUTCOME_REFUSED) {
+		if (call_sent_on(c, 0, 0))
+			return;
+		c->owner = call_owner(c);
+	}
+	call_leave(c);
 }
 
 /* Requests. */
@@ -448,10 +541,10 @@ _Static_assert((int)DURABILITY_COMMITTED - (int)DURABILITY_MEMORY ==
 		       (int)WORD_durability_committed,
 	       "the words are in the order of the enum");
 
-static enum rc params_read(struct call *c, struct pack_bytes *method,
-			   uint64_t *deadline_ms)
+static enum rc params_read(struct call *c, uint64_t *deadline_ms)
 {
-	struct pack_r r = pack_reader(c->bytes, c->bytes_n);
+	struct pack_r r =
+		pack_reader(c->bytes + c->params_at, c->bytes_n - c->params_at);
 	struct event *ev = &c->ev;
 	struct pack_bytes text;
 	struct pack_bytes options;
@@ -466,7 +559,7 @@ static enum rc params_read(struct call *c, struct pack_bytes *method,
 	if (pack_get_bytes(&r, &text) != RC_OK)
 		return detail_set(&ev->why, RC_INVALID, "address",
 				  "an address is a string");
-	if (pack_get_bytes(&r, method) != RC_OK)
+	if (pack_get_bytes(&r, &c->method) != RC_OK)
 		return detail_set(&ev->why, RC_INVALID, "method",
 				  "a method is a string");
 	if (pack_skip(&r, &ev->args_bytes) != RC_OK)
@@ -482,14 +575,14 @@ static enum rc params_read(struct call *c, struct pack_bytes *method,
 	return options_read(c, options, deadline_ms);
 }
 
-static enum rc call_bind(struct call *c, struct pack_bytes method)
+static enum rc call_bind(struct call *c)
 {
 	const struct identity *id = core_identity(c->core);
 	struct event *ev = &c->ev;
 	enum rc rc;
 
 	rc = bind_resolve(core_bind(c->core), c->caller.principal, &c->addr,
-			  method, &ev->method, &ev->why);
+			  c->method, &ev->method, &ev->why);
 	if (rc != RC_OK)
 		return rc;
 	rc = method_args_check(ev->method, ev->args_bytes, &ev->args, &ev->why);
@@ -519,26 +612,412 @@ static enum rc call_bind(struct call *c, struct pack_bytes method)
 		 * the caller's. */
 		if (!c->addr.by_id)
 			ev->flags |= EVENT_CREATE;
-	c->bridge = core_bridge(
-		c->core, placement_shard(id->hash_key, &ev->oid, id->shards));
+	c->shard = route_shard(id, &c->addr);
+	c->bridge = core_bridge(c->core, c->shard);
 	return RC_OK;
 }
 
+/* What is left of its deadline. */
+static uint32_t call_left_ms(const struct call *c)
+{
+	uint64_t now_ns = env_now_ns(core_env(c->core));
+
+	if (c->ev.deadline_ns <= now_ns)
+		return 0;
+	return (uint32_t)((c->ev.deadline_ns - now_ns) / 1000000u);
+}
+
+static void call_answered(struct forward *f, const struct answer *a);
+
+static enum rc call_forward(struct call *c, uint64_t node_id)
+{
+	const struct forward_request r = {
+		.principal = c->caller.principal,
+		.tenant = c->caller.tenant,
+		.env = c->caller.env,
+		.params = { c->bytes + c->params_at,
+			    c->bytes_n - c->params_at },
+		.deadline_ms = call_left_ms(c),
+		.depth = c->depth,
+		.chain = c->chain,
+		.request_id = c->request_id,
+	};
+	enum rc rc;
+
+	if (r.deadline_ms == 0)
+		return RC_DEADLINE;
+	if (c->hops == FORWARD_HOPS_MAX)
+		return detail_set(&c->ev.why, RC_NO_QUORUM, NULL,
+				  "the shard's owner is changing");
+	c->hops++;
+	c->forward.answered = call_answered;
+	rc = forward_send(core_forwards(c->core), &c->forward, node_id, &r);
+	if (rc == RC_OK)
+		sm_move(&c->sm, CALL_FORWARDED);
+	else if (rc == RC_NO_QUORUM)
+		detail_set(&c->ev.why, rc, NULL,
+			   "the shard's owner cannot be reached");
+	else
+		detail_set(&c->ev.why, rc, NULL,
+			   "too many calls are on their way to the owner");
+	return rc;
+}
+
+static void call_execute(struct call *c)
+{
+	c->ran = true;
+	sm_move(&c->sm, CALL_EXECUTING);
+	event_deliver(bridge_space(c->bridge), &c->ev);
+}
+
+/* RC_OK: it is on its way, here or there. */
 static enum rc call_route(struct call *c)
 {
 	struct route r = route_find(c->bridge);
 
 	switch (r.to) {
 	case ROUTE_HERE:
+		call_execute(c);
 		return RC_OK;
 	case ROUTE_PEER:
 		c->owner = r.node_id;
-		return RC_NOT_OWNER;
+		/* The entry knows as much, and it alone sends on: two nodes
+		 * that take each other for the owner would play ball. */
+		if (c->serving && MUTANT(forwarded_again))
+			return call_forward(c, r.node_id);
+		if (c->serving || c->redirect)
+			return RC_NOT_OWNER;
+		return call_forward(c, r.node_id);
 	case ROUTE_NOBODY:
 		break;
 	}
+	/* The entry may know of one. */
+	if (c->serving)
+		return RC_NOT_OWNER;
 	return detail_set(&c->ev.why, RC_NO_QUORUM, NULL,
 			  "the shard has no owner at the moment");
+}
+
+/*
+ * `from` (0: this node) refused the call because it does not own the shard,
+ * and named `named` (0: nobody). True: somebody else has it now, or this node.
+ */
+static bool call_sent_on(struct call *c, uint64_t from, uint64_t named)
+{
+	const uint64_t self = core_identity(c->core)->node_id;
+	struct route r;
+
+	if (c->serving || c->redirect || c->unwanted)
+		return false;
+	r = route_find(c->bridge);
+	if (r.to == ROUTE_HERE && !c->ran) {
+		call_execute(c);
+		return true;
+	}
+	/* We know no better than that it was `from`. */
+	if (r.to != ROUTE_PEER || r.node_id == from)
+		r.node_id = named;
+	if (r.node_id == 0 || r.node_id == from || r.node_id == self)
+		return false;
+	return call_forward(c, r.node_id) == RC_OK;
+}
+
+/* The other node that owns its shard, 0: nobody, as far as known. */
+static uint64_t call_owner(const struct call *c)
+{
+	struct route r = route_find(c->bridge);
+
+	return r.to == ROUTE_PEER ? r.node_id : 0;
+}
+
+/* The answer of another node is that of the call. */
+static void call_answered(struct forward *f, const struct answer *a)
+{
+	struct call *c = CONTAINER_OF(f, struct call, forward);
+	struct answer out = *a;
+
+	CHECK_OBJ(c, CALL_MAGIC);
+	if (a->rc == RC_NOT_OWNER && a->outcome == OUTCOME_REFUSED) {
+		if (call_sent_on(c, f->node_id, a->owner))
+			return;
+		/* It asked to be forwarded: whom to ask instead is not its
+		 * business. */
+		out.rc = RC_NO_QUORUM;
+		out.why = &c->ev.why;
+		out.owner = 0;
+		out.retry_after_ms = RETRY_AFTER_MS;
+		detail_set(&c->ev.why, RC_NO_QUORUM, NULL,
+			   "the shard has no owner at the moment");
+	}
+	out.request_id = c->request_id;
+	out.shard = c->shard;
+	sm_move(&c->sm, CALL_ENDED);
+	call_finish(c, &out);
+}
+
+/* Its owner has not answered: what became of it only the owner knows. */
+static void call_give_up(struct call *c)
+{
+	struct answer a = { .rc = RC_UNKNOWN_OUTCOME,
+			    .outcome = OUTCOME_UNKNOWN,
+			    .why = &c->ev.why,
+			    .retry_after_ms = -1,
+			    .request_id = c->request_id,
+			    .shard = c->shard };
+
+	forward_cancel(core_forwards(c->core), &c->forward);
+	detail_set(&c->ev.why, a.rc, NULL,
+		   "the deadline passed before the owner answered");
+	sm_move(&c->sm, CALL_ENDED);
+	call_finish(c, &a);
+}
+
+/* Authority: what is decided from this node's copy of the directory, and what
+ * waits for a newer one (DESIGN D10). */
+
+static struct directory *call_directory(const struct call *c)
+{
+	return c->node ? NULL : core_calls(c->core)->directory;
+}
+
+/* A peer knows a newer directory, or ours may be too old to go by. */
+static bool call_outdated(const struct call *c)
+{
+	struct directory *d = call_directory(c);
+
+	return d != NULL && directory_outdated(d);
+}
+
+/* Everything that a peer has told by now is in the copy that allowed it. */
+static bool call_current(const struct call *c)
+{
+	struct directory *d = call_directory(c);
+
+	return d == NULL || MUTANT(directory_version_old) ||
+	       (c->version == directory_version(d) && !directory_outdated(d));
+}
+
+/* `c` has ended with something that its caller may not have. */
+static void call_withhold(struct call *c, enum rc rc, const struct detail *why)
+{
+	struct event *ev = &c->ev;
+	bool nothing = ev->outcome == OUTCOME_REFUSED ||
+		       (ev->method->flags & METHOD_WRITES) == 0;
+
+	ev->why = *why;
+	ev->rc = nothing ? rc : RC_UNKNOWN_OUTCOME;
+	ev->outcome = nothing ? OUTCOME_REFUSED : OUTCOME_UNKNOWN;
+	ev->retry_after_ms = -1;
+	if (ev->rc == RC_NO_QUORUM)
+		ev->retry_after_ms = RETRY_AFTER_MS;
+}
+
+/* The copy is newer than the one that allowed it: does it still? */
+static void call_recheck(struct call *c)
+{
+	struct detail why = { { 0 }, { 0 } };
+	const struct method *m;
+	enum rc rc = bind_resolve(core_bind(c->core), c->caller.principal,
+				  &c->addr, c->method, &m, &why);
+
+	if (rc != RC_OK)
+		call_withhold(c, rc, &why);
+}
+
+static void call_hold(struct call *c, enum call_hold hold)
+{
+	struct call_table *t = core_calls(c->core);
+
+	sm_move(&c->sm, CALL_HELD);
+	c->hold = (uint8_t)hold;
+	c->held_bytes = c->ev.result.n;
+	t->bytes += c->held_bytes;
+	TAILQ_INSERT_TAIL(&t->held, c, held);
+	if (!c->timed)
+		wheel_add(t, c);
+	directory_look(t->directory);
+}
+
+static void call_end_now(struct call *c)
+{
+	sm_move(&c->sm, CALL_ENDED);
+	call_finish(c, NULL);
+}
+
+/* It changed the directory: that is over when every node has it, or has had
+ * the time to. */
+static bool call_changed(struct call *c)
+{
+	struct event *ev = &c->ev;
+	struct pack_r r = pack_reader(ev->result.p, ev->result.n);
+	uint32_t pairs;
+
+	if (call_directory(c) == NULL || ev->rc != RC_OK ||
+	    ev->cls != &class_directory ||
+	    (ev->method->flags & METHOD_WRITES) == 0)
+		return false;
+	CHECK(pack_get_map(&r, &pairs) == RC_OK);
+	CHECK(pack_skip(&r, NULL) == RC_OK); /* `version`, its first key. */
+	CHECK(pack_get_u64(&r, &c->changed) == RC_OK);
+	return true;
+}
+
+/* {version, changed} becomes {version, changed, confirmed, missing}. */
+static void call_confirmed(struct call *c)
+{
+	struct event *ev = &c->ev;
+	struct pack_r r = pack_reader(ev->result.p, ev->result.n);
+	uint32_t pairs;
+	struct pack_w w;
+
+	pack_w_init(&w, RESULT_BYTES_MAX);
+	CHECK(pack_get_map(&r, &pairs) == RC_OK);
+	pack_map(&w, pairs + 2);
+	pack_raw(&w, r.at, (size_t)(r.end - r.at));
+	directory_confirm_write(call_directory(c), c->changed, &w);
+	pack_w_release(&ev->result);
+	ev->result = w;
+}
+
+static bool call_is_confirmed(const struct call *c)
+{
+	return directory_confirmed(call_directory(c), c->changed) ||
+	       env_now_ms(core_env(c->core)) >= c->confirm_ms;
+}
+
+static void call_confirm(struct call *c)
+{
+	struct call_table *t = core_calls(c->core);
+	uint64_t now_ms = env_now_ms(t->env);
+
+	c->confirm_ms = now_ms + CONFIRM_MAX_MS;
+	call_hold(c, HOLD_CONFIRM);
+	if (!t->confirm.running)
+		env_timer_start(&t->confirm, now_ms + CONFIRM_LOOK_MS);
+}
+
+/* Its event has ended: may the answer leave? */
+static void call_leave(struct call *c)
+{
+	if (!call_current(c)) {
+		if (call_outdated(c)) {
+			call_hold(c, HOLD_ANSWER);
+			return;
+		}
+		call_recheck(c);
+	}
+	if (call_changed(c))
+		call_confirm(c);
+	else
+		call_end_now(c);
+}
+
+static void held_take(struct call_table *t, struct call *c)
+{
+	TAILQ_REMOVE(&t->held, c, held);
+	t->bytes -= c->held_bytes;
+	c->held_bytes = 0;
+}
+
+static void call_decide(struct call *c);
+
+/* The copy is another, or time has passed. */
+static void held_look(struct call_table *t, struct call *c)
+{
+	bool waits = c->hold == HOLD_CONFIRM ? !call_is_confirmed(c)
+					     : call_outdated(c);
+
+	if (waits)
+		return;
+	held_take(t, c);
+	switch ((enum call_hold)c->hold) {
+	case HOLD_DECISION:
+		c->ev.why = (struct detail){ { 0 }, { 0 } };
+		call_decide(c);
+		break;
+	case HOLD_ANSWER:
+		call_leave(c);
+		break;
+	case HOLD_CONFIRM:
+		call_confirmed(c);
+		call_end_now(c);
+		break;
+	}
+}
+
+void call_table_renewed(struct call_table *t)
+{
+	uint64_t pass = ++t->held_pass;
+	struct call *c;
+
+	/* Ending one may end others: always take the front, and put it back
+	 * behind those not looked at yet. */
+	while ((c = TAILQ_FIRST(&t->held)) != NULL && c->held_pass != pass) {
+		CHECK_OBJ(c, CALL_MAGIC);
+		c->held_pass = pass;
+		TAILQ_REMOVE(&t->held, c, held);
+		TAILQ_INSERT_TAIL(&t->held, c, held);
+		held_look(t, c);
+	}
+}
+
+void call_table_directory(struct call_table *t, struct directory *d)
+{
+	t->directory = d;
+}
+
+static void confirm_due(struct env_timer *timer)
+{
+	struct call_table *t = CONTAINER_OF(timer, struct call_table, confirm);
+	const struct call *c;
+	bool any = false;
+
+	call_table_renewed(t);
+	TAILQ_FOREACH(c, &t->held, held)
+	any = any || c->hold == HOLD_CONFIRM;
+	if (any)
+		env_timer_start(timer, env_now_ms(t->env) + CONFIRM_LOOK_MS);
+}
+
+/* It waits no longer. */
+static void held_give_up(struct call *c, enum rc rc)
+{
+	static const struct detail unknown = {
+		.text = "this node has not heard what it may answer"
+	};
+
+	held_take(core_calls(c->core), c);
+	switch ((enum call_hold)c->hold) {
+	case HOLD_DECISION:
+		c->ev.why = (struct detail){ { 0 }, { 0 } };
+		call_end(c, rc);
+		return;
+	case HOLD_ANSWER:
+		call_withhold(c, RC_NO_QUORUM, &unknown);
+		break;
+	case HOLD_CONFIRM:
+		call_confirmed(c);
+		break;
+	}
+	call_end_now(c);
+}
+
+static void call_expire(struct call *c)
+{
+	switch ((enum call_state)c->sm.now) {
+	case CALL_EXECUTING:
+		event_cancel(&c->ev, RC_DEADLINE);
+		break;
+	case CALL_FORWARDED:
+		call_give_up(c);
+		break;
+	case CALL_HELD:
+		held_give_up(c, RC_DEADLINE);
+		break;
+	case CALL_PARSED:
+	case CALL_ENDED:
+		break;
+	}
 }
 
 static void nested_chain_mark(struct call *c)
@@ -554,23 +1033,54 @@ static void nested_chain_mark(struct call *c)
 			c->addr.tenant.n) == 0);
 }
 
+static enum rc call_allowed(struct call *c)
+{
+	struct directory *d = call_directory(c);
+	enum rc rc;
+
+	if (d != NULL && !directory_good(d))
+		return detail_set(&c->ev.why, RC_NO_QUORUM, NULL,
+				  "this node has not heard from the directory "
+				  "for too long");
+	if (d != NULL)
+		c->version = directory_version(d);
+	rc = call_bind(c);
+	/* A change that nobody looks at is none. */
+	if (rc == RC_OK && d == NULL && !c->node &&
+	    c->ev.cls == &class_directory)
+		return detail_set(&c->ev.why, RC_UNSUPPORTED, "address",
+				  "this node's grants are those of its "
+				  "configuration");
+	return rc;
+}
+
+/* May it, and where is it to be executed? */
+static void call_decide(struct call *c)
+{
+	enum rc rc = call_allowed(c);
+
+	if ((rc == RC_NOT_FOUND || rc == RC_DENIED) && call_outdated(c)) {
+		call_hold(c, HOLD_DECISION);
+		return;
+	}
+	if (rc == RC_OK && !c->timed)
+		wheel_add(core_calls(c->core), c);
+	if (rc == RC_OK)
+		rc = call_route(c);
+	if (rc != RC_OK)
+		call_end(c, rc);
+}
+
 /* Everything between a copied request and its object. */
 static void call_begin(struct call *c, uint64_t deadline_ns)
 {
-	struct call_table *t = core_calls(c->core);
 	struct event *ev = &c->ev;
-	struct pack_bytes method = { NULL, 0 };
-	uint64_t now_ns = env_now_ns(t->env);
+	uint64_t now_ns = env_now_ns(core_env(c->core));
 	uint64_t deadline_ms;
-	enum rc rc;
+	enum rc rc = params_read(c, &deadline_ms);
 
-	rc = params_read(c, &method, &deadline_ms);
-	if (rc == RC_OK && c->chain != NULL)
+	if (rc == RC_OK && c->chain != NULL && !c->serving)
 		nested_chain_mark(c);
-	if (rc == RC_OK)
-		rc = call_bind(c, method);
-	if (rc == RC_OK)
-		rc = call_route(c);
 	if (rc == RC_OK && deadline_ns != 0 && deadline_ns <= now_ns)
 		rc = RC_DEADLINE;
 	if (rc != RC_OK) {
@@ -582,15 +1092,14 @@ static void call_begin(struct call *c, uint64_t deadline_ns)
 	if (c->chain == NULL)
 		ev->root_stamp = now_ns;
 	ev->done = event_done;
-	wheel_add(t, c);
-	sm_move(&c->sm, CALL_EXECUTING);
-	event_deliver(bridge_space(c->bridge), ev);
+	call_decide(c);
 }
 
 struct call *call_start(struct core *core, const struct caller *caller,
 			struct pack_bytes params, call_reply reply, void *arg)
 {
-	struct call *c = call_take(core, 0);
+	struct call *c =
+		call_take(core, 0, principal_is_node(caller->principal));
 
 	if (c == NULL)
 		return NULL;
@@ -607,11 +1116,96 @@ struct call *call_start(struct core *core, const struct caller *caller,
 	return c;
 }
 
+static void served_reply(void *arg, const struct answer *a)
+{
+	struct served *sv = arg;
+
+	sv->answered(sv, a);
+}
+
+static struct chain *chain_copy(const struct chain *chain)
+{
+	struct chain *copy = malloc(sizeof(*copy));
+
+	if (copy != NULL)
+		*copy = *chain;
+	return copy;
+}
+
+/* Names and params are one piece, and are kept as one. */
+static bool served_copy(struct call *c, const struct call_request *r)
+{
+	size_t names_n = r->principal.n + r->tenant.n + r->env.n;
+	const struct pack_bytes whole = { r->principal.p,
+					  names_n + r->params.n };
+
+	PRE(r->params.p == r->principal.p + names_n);
+	if (!call_copy(core_calls(c->core), c, whole))
+		return false;
+	c->caller.principal = (struct pack_bytes){ c->bytes, r->principal.n };
+	c->caller.tenant =
+		(struct pack_bytes){ c->bytes + r->principal.n, r->tenant.n };
+	c->caller.env = (struct pack_bytes){ c->caller.tenant.p + r->tenant.n,
+					     r->env.n };
+	c->params_at = (uint32_t)names_n;
+	if (r->chain == NULL)
+		return true;
+	c->chain = chain_copy(r->chain);
+	if (c->chain == NULL)
+		return false;
+	c->ev.chain = c->chain;
+	c->ev.root_stamp = c->chain->root_stamp;
+	return true;
+}
+
+struct served *call_serve(struct core *core, const struct call_request *r,
+			  void (*answered)(struct served *sv,
+					   const struct answer *a))
+{
+	struct call *c =
+		call_take(core, r->depth, principal_is_node(r->principal));
+
+	if (c == NULL)
+		return NULL;
+	if (!served_copy(c, r)) {
+		call_free(c);
+		return NULL;
+	}
+	c->serving = true;
+	c->request_id = r->request_id;
+	c->served.answered = answered;
+	c->reply = served_reply;
+	c->arg = &c->served;
+	call_begin(c, env_now_ns(core_env(core)) + r->deadline_ms * 1000000ull);
+	return &c->served;
+}
+
+struct call *served_call(struct served *sv)
+{
+	struct call *c = CONTAINER_OF(sv, struct call, served);
+
+	CHECK_OBJ(c, CALL_MAGIC);
+	return c;
+}
+
 void call_cancel(struct call *c)
 {
 	CHECK_OBJ(c, CALL_MAGIC);
-	if (c->sm.now == CALL_EXECUTING)
+	c->unwanted = true;
+	switch ((enum call_state)c->sm.now) {
+	case CALL_EXECUTING:
 		event_cancel(&c->ev, RC_CANCELLED);
+		break;
+	case CALL_FORWARDED:
+		forward_recall(core_forwards(c->core), &c->forward);
+		break;
+	case CALL_HELD:
+		held_give_up(c, RC_CANCELLED);
+		break;
+	case CALL_PARSED:
+	case CALL_ENDED:
+		break;
+	}
 }
 
 uint64_t call_request_id(const struct call *c)
@@ -710,7 +1304,7 @@ static struct call *nested_make(struct core *core, struct call *outer,
 				 "calls nest at most %u deep", CALL_DEPTH_MAX);
 		return NULL;
 	}
-	c = call_take(core, depth);
+	c = call_take(core, depth, false);
 	if (c == NULL) {
 		*rc = detail_set(why, RC_OVERLOADED, NULL,
 				 "too many calls of this depth");
@@ -806,11 +1400,13 @@ enum rc call_table_new(struct core *core, uint32_t calls_max,
 	for (i = 0; i < WHEEL_SLOTS; i++)
 		TAILQ_INIT(&t->wheel[i]);
 	STAILQ_INIT(&t->ended);
+	TAILQ_INIT(&t->held);
 	t->reply_task.cb = table_reply;
 	t->reply_task.phase = ENV_PHASE_RELEASE;
 	t->idle_task.cb = table_idle;
 	t->idle_task.phase = ENV_PHASE_RELEASE;
 	env_timer_init(&t->tick, t->env, wheel_tick);
+	env_timer_init(&t->confirm, t->env, confirm_due);
 	/* Request ids of two boots do not meet in one log. */
 	env_random(t->env, &t->next_id, sizeof(t->next_id));
 	t->next_id &= ~0xffffffffull;
@@ -818,10 +1414,18 @@ enum rc call_table_new(struct core *core, uint32_t calls_max,
 	return RC_OK;
 }
 
+static void table_silence(struct call_table *t)
+{
+	env_timer_stop(&t->tick);
+	env_timer_stop(&t->confirm);
+	if (t->directory != NULL)
+		directory_detach(t->directory);
+}
+
 void call_table_free(struct call_table *t)
 {
 	PRE(t->open == 0);
-	env_timer_stop(&t->tick);
+	table_silence(t);
 	pool_release(&t->pool);
 	free(t);
 }
@@ -831,16 +1435,17 @@ void call_table_discard(struct call_table *t)
 	struct call *c;
 	uint32_t i;
 
-	env_timer_stop(&t->tick);
+	table_silence(t);
 	for (i = 0; i < WHEEL_SLOTS; i++)
 		while ((c = TAILQ_FIRST(&t->wheel[i])) != NULL) {
 			TAILQ_REMOVE(&t->wheel[i], c, wheel);
 			call_memory_free(t, c);
 		}
-	/* Refused ones never came into the wheel. */
+	/* Most of what was refused never came into the wheel. */
 	while ((c = STAILQ_FIRST(&t->ended)) != NULL) {
 		STAILQ_REMOVE_HEAD(&t->ended, ended);
-		call_memory_free(t, c);
+		if (!c->timed)
+			call_memory_free(t, c);
 	}
 	pool_discard(&t->pool);
 	free(t);

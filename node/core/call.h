@@ -33,6 +33,7 @@ struct answer {
 	int64_t retry_after_ms; /* < 0: none. */
 	uint64_t request_id;
 	uint64_t owner; /* Node id, 0: none to tell. */
+	uint32_t shard; /* Of the object; UINT32_MAX: not known. */
 };
 typedef void (*call_reply)(void *arg, const struct answer *a);
 

@@ -9,6 +9,7 @@
 #include "node/base/limits.h"
 #include "node/base/logline.h"
 #include "node/core/bridge.h"
+#include "node/core/forward.h"
 #include "node/core/internal.h"
 #include "node/core/reserve.h"
 #include "raft-glue/round.h"
@@ -20,6 +21,19 @@
 #define SPACE_EVERY_MS 100u
 #define TENANTS_MAX    256u
 
+/* Leaderships are spread with one transfer per look; a shard stays for a while
+ * where it has just come, so that two causes to move it cannot play ball. */
+#define SPREAD_EVERY_MS 200u
+#define SPREAD_STAY_MS  5000u
+#define SPREAD_LAG_MAX  1024u
+
+/* One range of one shard's state at a time is compared with its hash: all of 16
+ * shards within the hour. */
+#define SCRUB_EVERY_MS 10000u
+
+/* How often a node that ends looks whether it still leads something. */
+#define HAND_OVER_LOOK_MS 10u
+
 /* What a tenant holds, per shard, so that a shard's share can be forgotten. */
 struct usage {
 	char tenant[TENANT_BYTES_MAX + 1];
@@ -28,6 +42,12 @@ struct usage {
 	int64_t bytes;
 	int64_t shard_objects[SHARDS_MAX];
 	int64_t shard_bytes[SHARDS_MAX];
+};
+
+/* Of one shard: not to be handed over before. */
+struct spread {
+	uint64_t term;     /* Our leadership that this is of. */
+	uint64_t after_ms; /* On env_now_ms. */
 };
 
 /* One bridge on its way out. */
@@ -40,13 +60,16 @@ struct core {
 	uint32_t magic;
 	struct env *env;
 	struct disk *disk;
-	struct link *link;
 	struct core_config cfg;
 	struct bind *bind;
 	struct identity id;
+	struct members *members;
+	struct transport *transport;
 	struct ballot *ballot;
 	struct log *log;
 	struct rounds *rounds;
+	struct forwards *forwards;
+	struct stamps *stamps; /* NULL: no peers. */
 	struct residents *residents;
 	struct call_table *calls;
 	struct bridge *bridges[SHARDS_MAX];
@@ -61,6 +84,14 @@ struct core {
 	enum rc space_rc;
 	bool space_low;
 
+	struct env_timer scrub_timer;
+	uint32_t scrub_next; /* Shard. */
+	struct env_timer hand_timer;
+	uint64_t hand_until_ms;
+	struct env_timer spread_timer;
+	struct spread spread[SHARDS_MAX];
+
+	struct env_task ready_task;
 	uint64_t leading; /* A bit per shard that led once. */
 	bool ready_told;
 	void (*ready)(void *arg);
@@ -88,6 +119,9 @@ void core_config_default(struct core_config *cfg)
 		.tenant_bytes_max = TENANT_BYTES_MAX_DEFAULT,
 		.election_ms = 300,
 		.heartbeat_ms = 50,
+		.spread = true,
+		.trailing_entries = TRAILING_ENTRIES,
+		.checkpoint_bytes = STATE_WAL_BYTES_MAX,
 	};
 }
 
@@ -128,9 +162,40 @@ static enum rc make_state_dir(struct disk *disk, struct detail *why)
 	return RC_OK;
 }
 
-enum rc core_format(struct disk *disk, struct env *env, struct identity *id,
-		    struct detail *why)
+/* Nobody else has its shards. */
+static bool core_alone(const struct core *core)
 {
+	return members_count(core->members) == 1;
+}
+
+static void core_up(struct env_task *t);
+static void spread_due(struct env_timer *t);
+static void hand_over_due(struct env_timer *t);
+static void scrub_due(struct env_timer *t);
+
+static void draw_if_zero(struct env *env, uint8_t id[ID_BYTES])
+{
+	static const uint8_t zero[ID_BYTES];
+
+	if (memcmp(id, zero, ID_BYTES) == 0)
+		env_random(env, id, ID_BYTES);
+}
+
+/* A node without others is its own only member. */
+static struct member member_alone(const struct identity *id)
+{
+	struct member m = { .id = id->node_id };
+
+	memcpy(m.name, id->node_name, sizeof(m.name));
+	memcpy(m.incarnation, id->incarnation, ID_BYTES);
+	return m;
+}
+
+static enum rc format(struct disk *disk, struct env *env, struct identity *id,
+		      const struct member *members, size_t n, bool lost,
+		      struct detail *why)
+{
+	struct member alone;
 	struct log_config log_cfg;
 	enum rc rc;
 
@@ -143,14 +208,22 @@ enum rc core_format(struct disk *disk, struct env *env, struct identity *id,
 				  "a segment is a power of two of at least %u "
 				  "bytes",
 				  SEGMENT_BYTES_MIN);
-	env_random(env, id->cluster_id, ID_BYTES);
-	env_random(env, id->incarnation, ID_BYTES);
-	env_random(env, id->hash_key, ID_BYTES);
+	draw_if_zero(env, id->cluster_id);
+	draw_if_zero(env, id->incarnation);
+	draw_if_zero(env, id->hash_key);
+	if (n == 0) {
+		alone = member_alone(id);
+		members = &alone;
+		n = 1;
+	}
 	log_cfg = log_config_of(id, 4ull * id->segment_bytes);
 	rc = make_state_dir(disk, why);
 	if (rc != RC_OK)
 		return rc;
-	rc = ballot_format(disk, id->shards, why);
+	rc = members_format(disk, members, n, why);
+	if (rc == RC_OK)
+		rc = lost ? ballot_format_lost(disk, id->shards, why)
+			  : ballot_format(disk, id->shards, why);
 	if (rc == RC_OK)
 		rc = log_format(disk, &log_cfg, why);
 	if (rc == RC_OK)
@@ -161,45 +234,154 @@ enum rc core_format(struct disk *disk, struct env *env, struct identity *id,
 	return rc;
 }
 
+enum rc core_format(struct disk *disk, struct env *env, struct identity *id,
+		    const struct member *members, size_t n, struct detail *why)
+{
+	return format(disk, env, id, members, n, false, why);
+}
+
+enum rc core_format_lost(struct disk *disk, struct env *env,
+			 struct identity *id, const struct member *members,
+			 size_t n, struct detail *why)
+{
+	PRE(n > 1);
+	return format(disk, env, id, members, n, true, why);
+}
+
+static void voters_of(const struct core *core, struct shard_config *cfg)
+{
+	size_t i;
+
+	cfg->voters_n = (uint32_t)members_count(core->members);
+	for (i = 0; i < cfg->voters_n; i++) {
+		const struct member *m = members_at(core->members, i);
+
+		cfg->voters[i].id = m->id;
+		snprintf(cfg->voters[i].address, sizeof(cfg->voters[i].address),
+			 "%s", m->name);
+	}
+}
+
+static enum rc core_open_bridge(struct core *core, uint32_t i,
+				struct detail *why)
+{
+	struct ballot_slot slot = ballot_get(core->ballot, i);
+	struct bridge_config cfg = {
+		.shard = { .shard = i,
+			   .node_id = core->id.node_id,
+			   .election_ms = core->cfg.election_ms,
+			   .heartbeat_ms = core->cfg.heartbeat_ms,
+			   .trailing_entries = core->cfg.trailing_entries,
+			   .ballot = slot,
+			   .ballot_good = ballot_good(core->ballot, i) },
+		.storage = { .shard = i,
+			     .generation = slot.state_generation,
+			     .window_ms = core->cfg.window_ms,
+			     .window_bytes = core->cfg.window_bytes,
+			     .wal_bytes_max = core->cfg.checkpoint_bytes },
+	};
+	enum rc rc;
+
+	voters_of(core, &cfg.shard);
+	if (!cfg.shard.ballot_good && core_alone(core))
+		return detail_set(
+			why, RC_CORRUPT, "ballot",
+			"term and vote of shard %" PRIu32
+			" are unreadable in both copies; the only "
+			"voter must not guess them (see `holdfast log "
+			"verify`)",
+			i);
+	rc = bridge_open(core, core->env, core->disk, &cfg, &core->bridges[i],
+			 why);
+	if (rc != RC_CORRUPT || core_alone(core))
+		return rc;
+	/* Others have it: it is taken anew from a leader. */
+	LOG_ERROR("state_bad", F("shard", i), F("why", (const char *)why->text));
+	cfg.storage.absent = true;
+	cfg.shard.state_bad = true;
+	return bridge_open(core, core->env, core->disk, &cfg,
+			   &core->bridges[i], why);
+}
+
 static enum rc core_open_bridges(struct core *core, struct detail *why)
 {
 	uint32_t i;
 	enum rc rc;
 
 	for (i = 0; i < core->id.shards; i++) {
-		struct ballot_slot slot = ballot_get(core->ballot, i);
-		struct bridge_config cfg = {
-			.shard = { .shard = i,
-				   .node_id = core->id.node_id,
-				   .voters_n = 1,
-				   .election_ms = core->cfg.election_ms,
-				   .heartbeat_ms = core->cfg.heartbeat_ms,
-				   .ballot = slot,
-				   .ballot_good = true },
-			.storage = { .shard = i,
-				     .generation = slot.state_generation,
-				     .window_ms = core->cfg.window_ms,
-				     .window_bytes = core->cfg.window_bytes },
-		};
-
-		cfg.shard.voters[0].id = core->id.node_id;
-		snprintf(cfg.shard.voters[0].address,
-			 sizeof(cfg.shard.voters[0].address), "%s",
-			 core->id.node_name);
-		if (!ballot_good(core->ballot, i))
-			return detail_set(
-				why, RC_CORRUPT, "ballot",
-				"term and vote of shard %" PRIu32
-				" are unreadable in both copies; the only "
-				"voter must not guess them (see `holdfast log "
-				"verify`)",
-				i);
-		rc = bridge_open(core, core->env, core->disk, &cfg,
-				 &core->bridges[i], why);
+		rc = core_open_bridge(core, i, why);
 		if (rc != RC_OK)
 			return rc;
 	}
 	return RC_OK;
+}
+
+static struct shard *core_find_shard(void *arg, uint32_t shard)
+{
+	struct core *core = arg;
+
+	CHECK_OBJ(core, CORE_MAGIC);
+	if (shard >= core->id.shards || core->bridges[shard] == NULL)
+		return NULL;
+	return bridge_shard(core->bridges[shard]);
+}
+
+/* What the voters tell each other of the time. */
+
+static uint64_t stamps_now(void *arg, uint32_t shard)
+{
+	struct core *core = arg;
+	const struct bridge *b = core->bridges[shard];
+
+	return b != NULL ? bridge_now_ns(b) : 0;
+}
+
+static void stamps_last(void *arg, uint32_t shard, uint64_t *stamp_ns,
+			uint64_t *wall_ms)
+{
+	struct core *core = arg;
+	struct bridge *b = core->bridges[shard];
+
+	*stamp_ns = b != NULL ? storage_stamp(bridge_storage(b)) : 0;
+	*wall_ms = b != NULL ? storage_wall(bridge_storage(b)) : 0;
+}
+
+static void stamps_told(void *arg, uint32_t shard, uint64_t term)
+{
+	struct core *core = arg;
+
+	if (core->bridges[shard] != NULL)
+		bridge_stamped(core->bridges[shard], term);
+}
+
+static enum rc core_open_stamps(struct core *core)
+{
+	const struct stamps_host host = { .now = stamps_now,
+					  .last = stamps_last,
+					  .ready = stamps_told,
+					  .arg = core };
+
+	if (core_alone(core))
+		return RC_OK;
+	return stamps_new(core->env, core->transport, core->id.shards,
+			  core->cfg.heartbeat_ms, &host, &core->stamps);
+}
+
+/* A directory that was formatted before there were members is a lone node's. */
+static enum rc core_open_members(struct core *core, struct detail *why)
+{
+	struct member alone;
+	enum rc rc = members_open(core->env, core->disk, &core->id,
+				  &core->members, why);
+
+	if (rc != RC_NOT_FOUND)
+		return rc;
+	alone = member_alone(&core->id);
+	rc = members_format(core->disk, &alone, 1, why);
+	if (rc == RC_OK)
+		rc = members_open(core->env, core->disk, &core->id,
+				  &core->members, why);
+	return rc;
 }
 
 static enum rc core_open_log(struct core *core, struct detail *why)
@@ -217,10 +399,11 @@ static enum rc core_open_log(struct core *core, struct detail *why)
 		      &core->log, why);
 	if (rc != RC_OK)
 		return rc;
-	rc = rounds_new(core->env, core->link, &core->rounds);
+	rc = rounds_new(core->env, core->transport, core_find_shard, core,
+			&core->rounds);
 	for (i = 0; rc == RC_OK && i < core->id.shards; i++)
-		rc = bridge_attach(core->bridges[i], core->log, core->link,
-				   core->rounds, why);
+		rc = bridge_attach(core->bridges[i], core->log,
+				   core->transport, core->rounds, why);
 	return rc;
 }
 
@@ -280,7 +463,8 @@ static void space_due(struct env_timer *t)
 	env_work(core->env, ENV_WORKER_STORAGE, &core->space_job);
 }
 
-enum rc core_open(struct env *env, struct disk *disk, struct link *link,
+enum rc core_open(struct env *env, struct disk *disk,
+		  struct link *const links[LINKS],
 		  const struct core_config *cfg, struct bind *bind,
 		  void (*ready)(void *arg), void *arg, struct core **out,
 		  struct detail *why)
@@ -298,18 +482,32 @@ enum rc core_open(struct env *env, struct disk *disk, struct link *link,
 	core->magic = CORE_MAGIC;
 	core->env = env;
 	core->disk = disk;
-	core->link = link;
 	core->cfg = *cfg;
 	core->bind = bind;
 	core->ready = ready;
 	core->ready_arg = arg;
 	core->space_job.run = space_asked;
 	core->space_job.done = space_answered;
+	core->ready_task.cb = core_up;
+	core->ready_task.phase = ENV_PHASE_RELEASE;
 	env_timer_init(&core->space_timer, env, space_due);
+	env_timer_init(&core->spread_timer, env, spread_due);
+	env_timer_init(&core->hand_timer, env, hand_over_due);
+	env_timer_init(&core->scrub_timer, env, scrub_due);
 	core->usage = calloc(TENANTS_MAX, sizeof(*core->usage));
 	rc = core->usage == NULL ? RC_NOMEM : RC_OK;
 	if (rc == RC_OK)
 		rc = identity_open(disk, env, &core->id, why);
+	if (rc == RC_OK)
+		rc = core_open_members(core, why);
+	if (rc == RC_OK)
+		rc = transport_new(env, links != NULL ? links[LINK_RAFT] : NULL,
+				   links != NULL ? links[LINK_BULK] : NULL,
+				   core->members, &core->transport);
+	if (rc == RC_OK)
+		rc = forwards_new(core, core->transport, &core->forwards);
+	if (rc == RC_OK)
+		rc = core_open_stamps(core);
 	if (rc == RC_OK)
 		rc = reserve_open(&core->reserve, disk, cfg->reserve_bytes);
 	if (rc == RC_OK)
@@ -331,8 +529,33 @@ enum rc core_open(struct env *env, struct disk *disk, struct link *link,
 	for (i = 0; i < core->id.shards; i++)
 		bridge_start(core->bridges[i]);
 	env_timer_start(&core->space_timer, env_now_ms(env));
+	env_timer_start(&core->scrub_timer, env_now_ms(env) + SCRUB_EVERY_MS);
+	if (!core_alone(core)) {
+		/* Whether others are there or not: it says so to who asks. */
+		env_post(env, &core->ready_task);
+		if (cfg->spread)
+			env_timer_start(&core->spread_timer,
+					env_now_ms(env) + SPREAD_EVERY_MS);
+	}
 	*out = core;
 	return RC_OK;
+}
+
+static void core_tell_ready(struct core *core)
+{
+	if (core->ready_told)
+		return;
+	core->ready_told = true;
+	if (core->ready != NULL)
+		core->ready(core->ready_arg);
+}
+
+static void core_up(struct env_task *t)
+{
+	struct core *core = CONTAINER_OF(t, struct core, ready_task);
+
+	CHECK_OBJ(core, CORE_MAGIC);
+	core_tell_ready(core);
 }
 
 void core_leads(struct core *core, uint32_t shard)
@@ -341,11 +564,89 @@ void core_leads(struct core *core, uint32_t shard)
 					     : (1ull << core->id.shards) - 1;
 
 	core->leading |= 1ull << shard;
-	if (core->leading == all && !core->ready_told) {
-		core->ready_told = true;
-		if (core->ready != NULL)
-			core->ready(core->ready_arg);
+	if (core->leading == all)
+		core_tell_ready(core);
+}
+
+/* Leaderships: shard i belongs to the i-th member, round about, as far as that
+ * one is there and level. */
+
+static bool spread_peer_fit(const struct core *core, const struct shard *s,
+			    uint64_t to, uint64_t now_ms)
+{
+	struct shard_view view;
+	uint32_t i;
+
+	shard_view(s, &view);
+	if (view.health != SHARD_WHOLE || view.transferee != 0)
+		return false;
+	for (i = 0; i < view.peers_n; i++) {
+		const struct shard_peer *p = &view.peers[i];
+
+		if (p->node_id == to)
+			return !p->streaming && !p->refused &&
+			       p->match + SPREAD_LAG_MAX >=
+				       shard_last_index(s) &&
+			       p->heard_ms + 2u * core->cfg.heartbeat_ms +
+					       50u >=
+				       now_ms;
 	}
+	return false;
+}
+
+static bool spread_one(struct core *core, uint32_t i, uint64_t now_ms)
+{
+	struct shard *s = bridge_shard(core->bridges[i]);
+	struct spread *sp = &core->spread[i];
+	const struct member *home =
+		members_at(core->members, i % members_count(core->members));
+	uint64_t term;
+
+	if (!shard_leads(s, &term) || home->id == core->id.node_id)
+		return false;
+	if (sp->term != term) {
+		*sp = (struct spread){ term, now_ms + SPREAD_STAY_MS };
+		return false;
+	}
+	if (now_ms < sp->after_ms || !spread_peer_fit(core, s, home->id, now_ms))
+		return false;
+	sp->after_ms = now_ms + SPREAD_STAY_MS;
+	return bridge_transfer(core->bridges[i], home->id) == RC_OK;
+}
+
+static void spread_due(struct env_timer *t)
+{
+	struct core *core = CONTAINER_OF(t, struct core, spread_timer);
+	uint64_t now_ms = env_now_ms(core->env);
+	uint32_t i;
+
+	CHECK_OBJ(core, CORE_MAGIC);
+	if (core->closing_begun)
+		return;
+	for (i = 0; i < core->id.shards; i++)
+		if (spread_one(core, i, now_ms))
+			break;
+	env_timer_start(&core->spread_timer, now_ms + SPREAD_EVERY_MS);
+}
+
+static void scrub_due(struct env_timer *t)
+{
+	struct core *core = CONTAINER_OF(t, struct core, scrub_timer);
+
+	CHECK_OBJ(core, CORE_MAGIC);
+	if (core->closing_begun)
+		return;
+	core->scrub_next = (core->scrub_next + 1) % core->id.shards;
+	bridge_scrub(core->bridges[core->scrub_next]);
+	env_timer_start(t, env_now_ms(core->env) + SCRUB_EVERY_MS);
+}
+
+enum rc core_transfer(struct core *core, uint32_t shard, uint64_t to)
+{
+	PRE(shard < core->id.shards);
+	if (core->bridges[shard] == NULL)
+		return RC_NOT_LEADER;
+	return bridge_transfer(core->bridges[shard], to);
 }
 
 /* Tenants. */
@@ -427,6 +728,12 @@ void core_unbook(struct core *core, uint32_t shard)
 
 static void core_free(struct core *core)
 {
+	if (core->stamps != NULL)
+		stamps_free(core->stamps);
+	if (core->forwards != NULL)
+		forwards_free(core->forwards);
+	if (core->transport != NULL)
+		transport_free(core->transport);
 	if (core->calls != NULL)
 		call_table_free(core->calls);
 	if (core->residents != NULL)
@@ -438,16 +745,25 @@ static void core_free(struct core *core)
 	free(core);
 }
 
-static void log_closed(void *arg)
+static void members_closed(void *arg)
 {
 	struct core *core = arg;
 	void (*closed)(void *) = core->closed;
 	void *closed_arg = core->closed_arg;
 
 	CHECK_OBJ(core, CORE_MAGIC);
-	core->log = NULL;
+	core->members = NULL;
 	core_free(core);
 	closed(closed_arg);
+}
+
+static void log_closed(void *arg)
+{
+	struct core *core = arg;
+
+	CHECK_OBJ(core, CORE_MAGIC);
+	core->log = NULL;
+	members_close(core->members, members_closed, core);
 }
 
 static void bridge_closed(void *arg)
@@ -484,6 +800,43 @@ void core_drain(struct core *core)
 	call_table_drain(core->calls);
 }
 
+/* True while this node leads a shard that another could. */
+static bool hand_over(struct core *core)
+{
+	bool any = false;
+	uint64_t term;
+	uint32_t i;
+
+	for (i = 0; i < core->id.shards; i++) {
+		struct shard *s = bridge_shard(core->bridges[i]);
+
+		if (!shard_leads(s, &term))
+			continue;
+		any = true;
+		/* One that is under way, or has nobody to go to, is asked again
+		 * at the next look. */
+		(void)bridge_transfer(core->bridges[i], 0);
+	}
+	return any;
+}
+
+/* What is handed over is led elsewhere a round trip later; what is not, after
+ * an election timeout. Calls that come meanwhile are forwarded. */
+static void hand_over_due(struct env_timer *t)
+{
+	struct core *core = CONTAINER_OF(t, struct core, hand_timer);
+	uint64_t now_ms = env_now_ms(core->env);
+
+	CHECK_OBJ(core, CORE_MAGIC);
+	if (!core_alone(core) && now_ms < core->hand_until_ms &&
+	    hand_over(core)) {
+		env_timer_start(t, now_ms + HAND_OVER_LOOK_MS);
+		return;
+	}
+	core_drain(core);
+	call_table_on_idle(core->calls, calls_ended, core);
+}
+
 void core_close(struct core *core, void (*closed)(void *arg), void *arg)
 {
 	PRE(!core->closing_begun);
@@ -491,8 +844,11 @@ void core_close(struct core *core, void (*closed)(void *arg), void *arg)
 	core->closed = closed;
 	core->closed_arg = arg;
 	env_timer_stop(&core->space_timer);
-	core_drain(core);
-	call_table_on_idle(core->calls, calls_ended, core);
+	env_timer_stop(&core->spread_timer);
+	env_timer_stop(&core->scrub_timer);
+	core->hand_until_ms =
+		env_now_ms(core->env) + 2u * core->cfg.election_ms;
+	hand_over_due(&core->hand_timer);
 }
 
 bool core_is_closing(const struct core *core)
@@ -505,6 +861,9 @@ void core_discard(struct core *core)
 	uint32_t i;
 
 	env_timer_stop(&core->space_timer);
+	env_timer_stop(&core->spread_timer);
+	env_timer_stop(&core->scrub_timer);
+	env_timer_stop(&core->hand_timer);
 	/* Objects first: they hold pointers into the calls. */
 	for (i = 0; i < SHARDS_MAX; i++)
 		if (core->bridges[i] != NULL)
@@ -516,6 +875,17 @@ void core_discard(struct core *core)
 		rounds_discard(core->rounds);
 	if (core->log != NULL)
 		log_discard(core->log);
+	if (core->stamps != NULL)
+		stamps_free(core->stamps);
+	core->stamps = NULL;
+	if (core->forwards != NULL)
+		forwards_free(core->forwards);
+	core->forwards = NULL;
+	if (core->transport != NULL)
+		transport_discard(core->transport);
+	core->transport = NULL;
+	if (core->members != NULL)
+		members_discard(core->members);
 	core_free(core);
 }
 
@@ -545,6 +915,26 @@ struct bridge *core_bridge(struct core *core, uint32_t shard)
 	return core->bridges[shard];
 }
 
+struct transport *core_transport(struct core *core)
+{
+	return core->transport;
+}
+
+const struct members *core_members(const struct core *core)
+{
+	return core->members;
+}
+
+struct stamps *core_stamps(struct core *core)
+{
+	return core->stamps;
+}
+
+struct forwards *core_forwards(struct core *core)
+{
+	return core->forwards;
+}
+
 struct env *core_env(struct core *core)
 {
 	return core->env;
@@ -563,4 +953,6 @@ struct call_table *core_calls(struct core *core)
 void core_stats(const struct core *core, struct core_stats *out)
 {
 	call_table_stats(core->calls, out);
+	if (core->rounds != NULL)
+		out->rounds = rounds_count(core->rounds);
 }

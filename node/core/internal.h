@@ -7,6 +7,7 @@
 #define HOLDFAST_CORE_INTERNAL_H
 
 #include "node/core/core.h"
+#include "node/core/stamps.h"
 #include "objects/object.h"
 
 struct call_table;
@@ -15,6 +16,9 @@ struct call_table;
 struct env *core_env(struct core *core);
 struct residents *core_residents(struct core *core);
 struct call_table *core_calls(struct core *core);
+struct forwards *core_forwards(struct core *core);
+/* NULL: this node has no peers. */
+struct stamps *core_stamps(struct core *core);
 /* This node leads shard `shard` now. */
 void core_leads(struct core *core, uint32_t shard);
 /* Check the caps of a tenant and the disk reserve, and book the change. */
@@ -39,5 +43,60 @@ void call_table_drain(struct call_table *t);
 void call_table_stats(const struct call_table *t, struct core_stats *out);
 void core_nested(struct core *core, struct event *ev);
 void core_nested_drop(struct core *core, struct event *ev);
+
+/* call.c, for forward.c: a call that came over a link between members. */
+
+struct answer;
+struct forwards;
+
+/* Where it came from; embedded in its call. */
+struct served {
+	void (*answered)(struct served *sv, const struct answer *a);
+	struct forwards *forwards; /* forward.c's, as all below. */
+	uint64_t node_id;
+	uint64_t epoch;
+	uint64_t number;
+};
+
+/* The four views follow each other in memory, in this order. */
+struct call_request {
+	struct pack_bytes principal;
+	struct pack_bytes tenant; /* Of addresses that name none. */
+	struct pack_bytes env;
+	struct pack_bytes params;
+	uint32_t deadline_ms; /* What is left. */
+	uint32_t depth;
+	const struct chain *chain; /* NULL with depth 0. Copied. */
+	uint64_t request_id;
+};
+
+/* Copies what it keeps. `answered` once, never from inside. NULL: no slot, or
+ * no memory, is left. */
+struct served *call_serve(struct core *core, const struct call_request *r,
+			  void (*answered)(struct served *sv,
+					   const struct answer *a));
+struct call *served_call(struct served *sv);
+
+/* call.c and directory.c, for each other. */
+
+struct directory;
+
+/* Calls are decided from this copy from now on. */
+void call_table_directory(struct call_table *t, struct directory *d);
+/* The copy is newer, or known to be the newest: who waits for that goes on. */
+void call_table_renewed(struct call_table *t);
+
+/* The copy must not be gone by: a peer has told of a newer one, or it is too
+ * old. */
+bool directory_outdated(const struct directory *d);
+/* Read it again at once. */
+void directory_look(struct directory *d);
+/* Every node has told that its copy has reached `version`. */
+bool directory_confirmed(const struct directory *d, uint64_t version);
+/* Two pairs of a map: `confirmed` and `missing`, the names of the nodes. */
+void directory_confirm_write(const struct directory *d, uint64_t version,
+			     struct pack_w *w);
+/* The core is going: no call of its own comes back. */
+void directory_detach(struct directory *d);
 
 #endif

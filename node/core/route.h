@@ -4,6 +4,7 @@
 #ifndef HOLDFAST_CORE_ROUTE_H
 #define HOLDFAST_CORE_ROUTE_H
 
+#include "node/core/address.h"
 #include "node/core/bridge.h"
 
 enum route_to {
@@ -18,5 +19,9 @@ struct route {
 };
 
 struct route route_find(struct bridge *b);
+
+/* The shard of an object whose id is known: by its id, but the directory, which
+ * tells of everything else, is always in the same one. */
+uint32_t route_shard(const struct identity *id, const struct address *a);
 
 #endif

@@ -2,25 +2,30 @@
 
 #include "node/base/check.h"
 
+/* A century: beyond it a clock is broken, not late. */
+#define FORWARD_MS_MAX 3155760000000ull
+
+/* A wall clock that stands before the noted one tells nothing: no time has
+ * passed as far as objects are concerned. */
+static uint64_t wall_passed_ns(uint64_t last_wall_ms, uint64_t wall_ms)
+{
+	uint64_t ms;
+
+	if (last_wall_ms == 0 || wall_ms <= last_wall_ms)
+		return 0;
+	ms = wall_ms - last_wall_ms;
+	return (ms < FORWARD_MS_MAX ? ms : FORWARD_MS_MAX) * 1000000u;
+}
+
 void stamp_lead(struct stamp *s, uint64_t last_ns, uint64_t last_wall_ms,
 		uint64_t now_ns, uint64_t wall_ms, bool wall_synced, bool *cut)
 {
-	uint64_t forward_ns = 0;
+	uint64_t forward_ns = wall_passed_ns(last_wall_ms, wall_ms);
 	bool limited = false;
 
 	if (last_ns == 0)
 		last_ns = STAMP_FIRST_NS;
 	CHECK(last_ns <= STAMP_MAX_NS);
-	/* A wall clock that stands before the noted one tells nothing: no time
-	 * has passed as far as objects are concerned. */
-	if (last_wall_ms != 0 && wall_ms > last_wall_ms) {
-		uint64_t ms = wall_ms - last_wall_ms;
-
-		/* A century: beyond it the clock is broken, not late. */
-		if (ms > 3155760000000ull)
-			ms = 3155760000000ull;
-		forward_ns = ms * 1000000u;
-	}
 	if (!wall_synced && forward_ns > STAMP_FORWARD_MAX_NS) {
 		forward_ns = STAMP_FORWARD_MAX_NS;
 		limited = true;
@@ -33,6 +38,60 @@ void stamp_lead(struct stamp *s, uint64_t last_ns, uint64_t last_wall_ms,
 	if (cut)
 		*cut = limited;
 	POST(s->base_ns >= last_ns);
+}
+
+void stamp_lead_at(struct stamp *s, uint64_t last_ns, uint64_t base_ns,
+		   uint64_t now_ns)
+{
+	if (last_ns == 0)
+		last_ns = STAMP_FIRST_NS;
+	CHECK(last_ns <= STAMP_MAX_NS);
+	if (base_ns > STAMP_MAX_NS)
+		base_ns = STAMP_MAX_NS;
+	s->base_ns = base_ns > last_ns ? base_ns : last_ns;
+	s->origin_ns = now_ns;
+	s->last_ns = last_ns;
+}
+
+uint64_t stamp_offer(uint64_t last_ns, uint64_t last_wall_ms, uint64_t wall_ms)
+{
+	uint64_t forward_ns = wall_passed_ns(last_wall_ms, wall_ms);
+
+	if (last_ns == 0)
+		last_ns = STAMP_FIRST_NS;
+	if (last_ns > STAMP_MAX_NS || forward_ns > STAMP_MAX_NS - last_ns)
+		return STAMP_MAX_NS;
+	return last_ns + forward_ns;
+}
+
+/* How many of the words are at least `ns`. */
+static size_t reach(const struct stamp_word *words, size_t n, uint64_t ns)
+{
+	size_t reached = 0;
+	size_t i;
+
+	for (i = 0; i < n; i++)
+		if (words[i].ns >= ns)
+			reached++;
+	return reached;
+}
+
+uint64_t stamp_choose(const struct stamp_word *words, size_t n, size_t majority)
+{
+	uint64_t heard = 0;
+	uint64_t best = 0;
+	size_t i;
+
+	PRE(n >= majority);
+	PRE(majority > 0);
+	for (i = 0; i < n; i++) {
+		if (words[i].heard && words[i].ns > heard)
+			heard = words[i].ns;
+		if (words[i].ns > best &&
+		    reach(words, n, words[i].ns) >= majority)
+			best = words[i].ns;
+	}
+	return heard != 0 ? heard : best;
 }
 
 uint64_t stamp_now(const struct stamp *s, uint64_t now_ns)

@@ -16,12 +16,16 @@ SOURCE = os.environ.get("srcdir", os.path.join(os.path.dirname(__file__),
 
 
 class Cli:
+    """The program; `path` is a socket, or the client.yaml of a cluster."""
+
     def __init__(self, path):
         self.path = path
+        self.env = dict(os.environ)
+        self.env["HOLDFAST_CONFIG" if path.endswith(".yaml") else
+                 "HOLDFAST_SOCKET"] = path
 
     def __call__(self, *argv, code=0, stdin=None):
-        r = subprocess.run([program("holdfast")] + list(argv),
-                           env=dict(os.environ, HOLDFAST_SOCKET=self.path),
+        r = subprocess.run([program("holdfast")] + list(argv), env=self.env,
                            stdin=stdin or subprocess.DEVNULL,
                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                            timeout=LIMIT_S, text=True)
@@ -186,11 +190,21 @@ def test_usage():
                  ["limit", "put-policy", "a", "5"], ["bench", "nosuch"],
                  ["bench", "null", "--clients", "0"], ["ping", "-n", "0"],
                  ["status", "more"], ["objects", "nosuch"],
-                 ["log", "nosuch", "x"], ["init"]):
+                 ["log", "nosuch", "x"], ["init"], ["shard"],
+                 ["shard", "nosuch"], ["shard", "show"], ["shard", "show", "x"],
+                 ["shard", "show", "64"], ["shard", "ls", "1"], ["grant"],
+                 ["grant", "unix:n:1"], ["grant", "unix:n:1", "--rights", "all"],
+                 ["grant", "unix:n:1", "--rights", "read,"], ["revoke"],
+                 ["grants", "more"], ["bench", "null", "--forwarded", "101"],
+                 ["ping", "--socket", "a", "--config", "b"],
+                 ["bench", "null", "--socket", "a", "--config", "b"],
+                 ["ping", "--config", "/none/client.yaml"],
+                 ["status", "--config", "/none/client.yaml"],
+                 ["bench", "null", "--config", "/none/client.yaml"]):
         r = cli(*argv, code=2)
         assert r.stderr and not r.stdout, (argv, r)
     for c in ("call", "kv", "limit", "status", "objects", "metrics", "ping",
-              "log", "init", "bench"):
+              "log", "init", "bench", "shard", "grant", "revoke", "grants"):
         assert "usage: holdfast " + c in cli.out(c, "--help"), c
         assert c in cli.out("--help")
 
@@ -302,6 +316,118 @@ def test_bench_counts_what_is_there():
                     for i in range(20))
         assert total == got["acked_total"], (total, got)
         assert total >= got["ok"], (total, got)
+
+
+def test_cluster():
+    """One screen of three nodes, of which one is gone at the end."""
+    with Cluster(3, shards=8).start() as c:
+        cli = Cli(c.client_yaml)
+        cli("kv", "put", "a", "k", "v")
+        got = cli.json("kv", "get", "a", "k", "--meta")
+        assert got["value"]["value"] == "v", got
+        owner = c[got["meta"]["owner"]]
+        s = cli.json("status")
+        assert [n["node"] for n in s["nodes"]] == ["node1", "node2", "node3"]
+        for n in s["nodes"]:
+            n = n["status"]
+            assert len(n["members"]) == 3 and len(n["peers"]) == 2, n
+            assert n["certificate_expires_ms"] > n["wall_ms"], n
+            assert 0 < n["disk"]["free_bytes"] <= n["disk"]["size_bytes"], n
+            assert all(p["raft"] and p["bulk"] for p in n["peers"]), n
+        assert len(s["shards"]) == 8 and all(x["owner"] for x in s["shards"])
+        text = cli.out("status")
+        assert "3 of 3 nodes answer" in text and "\x1b" not in text, text
+        assert text.count("2 of 2") == 3 and "nobody" not in text, text
+        assert cli.out("shard", "ls").count("\n") == 9
+        text = cli.out("shard", "show", "0")
+        assert text.count("follower of") == 2 and text.count("has up to") == 2
+        # One node's own view, with more of itself.
+        text = Cli(c[2].socket).out("status")
+        assert str(c[2].pid) in text and "1 of 1 nodes answer" in text, text
+        owner.kill()
+        text = cli.out("status")
+        assert "2 of 3 nodes answer" in text and "down: " in text, text
+        c.wait_leaders()
+        # The program finds its way around the node that is gone.
+        assert cli.out("kv", "get", "a", "k") == "v\n"
+        assert "UNREACHABLE" in cli.out("shard", "show", "0")
+        s = cli.json("status")
+        assert [n["node"] for n in s["nodes"] if "status" not in n] == \
+            [owner.name], s
+        c.kill()
+        assert "cannot connect" in cli("status", code=3).stderr
+        cli("shard", "show", "0", code=3)
+        cli("kv", "get", "a", "k", code=3)
+
+
+def test_transfer():
+    with Cluster(3, shards=4, config="raft:\n  spread: false\n").start() as c:
+        cli = Cli(c.client_yaml)
+        for name in ("node1", "node2", "node3"):
+            owner = c.leaders()[1].name
+            r = cli("shard", "transfer", "1", "--to", name,
+                    code=1 if owner == name else 0)
+            if owner != name:
+                assert "%s -> %s" % (owner, name) in r.stdout, r
+            until("%s owns shard 1" % name,
+                  lambda: c.leaders()[1] is c[name])
+        r = cli("shard", "transfer", "1", "--to", "nobody", code=1)
+        assert "NOT_FOUND" in r.stderr, r
+        # A node that does not own it says who does.
+        r = Cli(c[1].socket)("shard", "transfer", "1", code=1)
+        assert "NOT_OWNER" in r.stderr and "node3" in r.stderr, r
+
+
+def test_grants():
+    with Cluster(3, shards=4).start() as c:
+        cli = Cli(c[1].socket)
+        who = "unix:node1:4711"
+        assert who not in cli.out("grants")
+        text = cli.out("grant", who, "--rights", "read,write", "--class", "kv")
+        assert "confirmed by node1, node2, node3" in text, text
+        assert "%s  default/dev/kv  read, write" % who in cli.out("grants")
+        got = cli.json("revoke", who, "--rights", "write")
+        assert got["changed"] and got["missing"] == [], got
+        assert "%s  default/dev/kv  read\n" % who in cli.out("grants")
+        cli("revoke", who)
+        assert who not in cli.out("grants")
+        assert "as it was" in cli.out("revoke", who)
+        # A certificate has no right on the directory.
+        assert "NOT_FOUND" in Cli(c.client_yaml)("grants", code=1).stderr
+
+
+def test_bench_of_a_cluster():
+    # Calls are refused while a shard is on its way to another node.
+    with Cluster(3, shards=8,
+                 config="raft:\n  spread: false\n").start() as c:
+        cli = Cli(c.client_yaml)
+        got = bench(cli, "null")
+        assert got["nodes"] == 3 and got["hops"] == 0, got
+        got = bench(cli, "kv-incr", "--objects", "50", "--prefix", "sum/",
+                    "--clients", "8")
+        client = c[1].client()
+        total = sum(client.call("kv/sum%%2F%d" % i, "get", {"key": "n"})
+                    ["value"] for i in range(50))
+        assert total == got["acked_total"], (total, got)
+        assert got["peer_frames_per_op"] > 0 < got["frames_per_op"], got
+        assert sum(got["stage_us_per_op"].values()) > 0, got
+        # Owners are found at once: hardly any call is passed on, and all of
+        # those that are sent to another node on purpose.
+        before = [n.status()["forwards_sent"] for n in c.nodes]
+        bench(cli, "kv-get", "--objects", "50", "--clients", "8")
+        after = [n.status()["forwards_sent"] for n in c.nodes]
+        assert sum(after) - sum(before) < 100, (before, after)
+        got = bench(cli, "kv-get", "--objects", "50", "--clients", "8",
+                    "--forwarded", "100")
+        later = [n.status()["forwards_sent"] for n in c.nodes]
+        assert sum(later) - sum(after) > got["ok"] / 2, (after, later)
+        got = bench(cli, "kv-incr", "--objects", "50", "--clients", "8",
+                    "--through-one")
+        assert got["through_one"] and got["hops"] == 0, got
+        r = cli("bench", "null", "--rate", "5000000", "--clients", "1",
+                "--seconds", "1", "--warm-up", "0")
+        assert "VOID" in r.stdout, r
+        assert json.loads(r.stdout.splitlines()[-1])["void"] is True
 
 
 PROGRAM = r"""

@@ -141,8 +141,8 @@ TEST(random_bytes)
 				"call\x93",
 				9);
 		send_bytes(c, p, n);
-		WAIT_FOR(c->out_n == 0 || c->closed);
-		shutdown(c->fd, SHUT_WR);
+		WAIT_FOR(!client_unsent(c) || c->closed);
+		client_half_close(c);
 		WAIT_FOR(c->closed);
 		client_close(c);
 		clients_n--;
@@ -268,10 +268,10 @@ TEST(every_truncation_of_good_frames)
 
 			runner_context("frame %zu cut at %zu", i, n);
 			send_bytes(c, w.p, n);
-			WAIT_FOR(c->out_n == 0);
+			WAIT_FOR(!client_unsent(c));
 			/* Half closed, or gone altogether. */
 			if (n % 2 == 0) {
-				shutdown(c->fd, SHUT_WR);
+				client_half_close(c);
 				WAIT_FOR(c->closed);
 				EXPECT_UINT(c->answers, 0);
 			}
@@ -379,8 +379,8 @@ TEST(half_close_after_pipelining)
 		else
 			request(c, i, "call", params);
 	}
-	WAIT_FOR(c->out_n == 0);
-	shutdown(c->fd, SHUT_WR);
+	WAIT_FOR(!client_unsent(c));
+	client_half_close(c);
 	WAIT_FOR(c->closed);
 	EXPECT_UINT(c->answers, 3000);
 	EXPECT_UINT(c->errors, 0);
@@ -405,7 +405,7 @@ TEST(gone_while_calls_are_in_flight)
 				i % 2 == 0 ? "['relay/o','run',"
 					     "{'steps':[['wait',40000]]}]"
 					   : "['kv/o','incr',{'key':'n'}]");
-		WAIT_FOR(c->out_n == 0);
+		WAIT_FOR(!client_unsent(c));
 		turns(round);
 		client_close(c);
 	}

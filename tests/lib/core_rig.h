@@ -144,7 +144,7 @@ static inline void rig_format(void)
 	struct detail why = { { 0 }, { 0 } };
 
 	if (core_format(world_disk(rig.w, 0), world_env(rig.w, 0), &rig.id,
-			&why) != RC_OK)
+			NULL, 0, &why) != RC_OK)
 		FAIL("core_format: %s: %s", why.field, why.text);
 }
 

@@ -10,10 +10,12 @@ import select
 import shutil
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 
@@ -149,13 +151,41 @@ class Gone(Exception):
     """The connection ended before the answer came."""
 
 
+def connect_unix(path, limit=LIMIT_S):
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    s.settimeout(limit)
+    try:
+        s.connect(path)
+    except OSError:
+        s.close()
+        raise
+    return s
+
+
+def connect_tls(host, port, ca, cert, key, limit=LIMIT_S):
+    """As a client of the cluster: who the server is stands in its certificate's
+    URI, not in a host name."""
+    ctx = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    ctx.minimum_version = ssl.TLSVersion.TLSv1_3
+    ctx.check_hostname = False
+    ctx.load_verify_locations(ca)
+    if cert is not None:
+        ctx.load_cert_chain(cert, key)
+    plain = socket.create_connection((host, port), timeout=limit)
+    try:
+        return ctx.wrap_socket(plain)
+    except OSError:
+        plain.close()
+        raise
+
+
 class Client:
     """One connection. send() and recv() pipeline; call() waits."""
 
-    def __init__(self, path):
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(LIMIT_S)
-        self.sock.connect(path)
+    def __init__(self, where, limit=LIMIT_S):
+        """`where`: the path of a socket, or a socket that is connected."""
+        self.sock = (connect_unix(where, limit) if isinstance(where, str)
+                     else where)
         self.buf = bytearray()
         self.next_id = 0
 
@@ -178,7 +208,7 @@ class Client:
             except More:
                 try:
                     got = self.sock.recv(1 << 16)
-                except ConnectionError as e:
+                except (ConnectionError, ssl.SSLError) as e:
                     raise Gone(str(e)) from e
                 if not got:
                     raise Gone("end of the stream") from None
@@ -303,6 +333,275 @@ class Node:
             self.proc.wait()
         if self.own:
             shutil.rmtree(self.data, ignore_errors=True)
+
+
+class Member:
+    """One node of a Cluster. What it says is read as it comes, so that it never
+    waits for us; `lines` has all of it since it was started."""
+
+    def __init__(self, cluster, number):
+        self.cluster = cluster
+        self.id = number
+        self.name = "node%d" % number
+        self.dir = os.path.join(cluster.dir, self.name)
+        self.config = os.path.join(self.dir, "holdfast.yaml")
+        self.data = os.path.join(self.dir, "data")
+        self.socket = os.path.join(self.dir, "holdfast.sock")
+        self.proc = None
+        self.lines = []
+        self.said = threading.Condition()
+        self.reader = None
+
+    def __repr__(self):
+        return self.name
+
+    @property
+    def pid(self):
+        with open(os.path.join(self.dir, "holdfastd.pid")) as f:
+            return int(f.read())
+
+    @property
+    def running(self):
+        return self.proc is not None and self.proc.poll() is None
+
+    def _read(self, stream, lines):
+        for line in stream:
+            with self.said:
+                lines.append(line.decode(errors="replace").rstrip("\n"))
+                self.said.notify_all()
+        with self.said:
+            lines.append(None)
+            self.said.notify_all()
+
+    def start(self, ready=True, wrap=()):
+        """`ready`: wait until it has its copy of the directory; without, until
+        it listens."""
+        self.begin(wrap)
+        self.wait_event("node_ready" if ready else "node_listening")
+        return self
+
+    def begin(self, wrap=()):
+        """Only start the process."""
+        self.proc = subprocess.Popen(
+            list(wrap) + [program(self.cluster.daemon), "--config",
+                          self.config],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, env=self.cluster.env)
+        self.lines = []
+        self.reader = threading.Thread(
+            target=self._read, args=(self.proc.stderr, self.lines),
+            daemon=True)
+        self.reader.start()
+        return self
+
+    def find(self, part):
+        return next((l for l in self.lines if l is not None and part in l),
+                    None)
+
+    def wait_line(self, part, limit=LIMIT_S):
+        """The first line of this run that has `part` in it."""
+        end = time.monotonic() + limit
+        with self.said:
+            while True:
+                line = self.find(part)
+                if line is not None:
+                    return line
+                if self.lines and self.lines[-1] is None:
+                    raise AssertionError("%s ended: %r" %
+                                         (self, self.lines[-8:]))
+                left = end - time.monotonic()
+                if left <= 0 or not self.said.wait(left):
+                    raise TimeoutError("%s does not say %s: %r" %
+                                       (self, part, self.lines[-8:]))
+
+    def wait_event(self, event, limit=LIMIT_S):
+        return json.loads(self.wait_line('"event":"%s"' % event, limit))
+
+    def wait(self):
+        """Its exit code, when it has ended."""
+        code = self.proc.wait(LIMIT_S)
+        self.reader.join(LIMIT_S)
+        self.proc.stderr.close()
+        return code
+
+    def kill(self):
+        self.proc.kill()
+        return self.wait()
+
+    def stop(self):
+        self.proc.terminate()
+        return self.wait()
+
+    def pause(self):
+        self.proc.send_signal(signal.SIGSTOP)
+
+    def resume(self):
+        self.proc.send_signal(signal.SIGCONT)
+
+    def client(self, limit=LIMIT_S):
+        return Client(self.socket, limit)
+
+    def tls(self, ca=None, cert=None, key=None):
+        """A client over TCP; by default with the certificate of init."""
+        d = self.cluster.dir
+        host, port = self.cluster.endpoints[self.name]
+        return Client(connect_tls(
+            host, port, ca or os.path.join(d, "client", "ca.pem"),
+            cert or os.path.join(d, "client", "client.pem"),
+            key or os.path.join(d, "client", "client.key")))
+
+    def status(self):
+        c = self.client(5)
+        try:
+            return c.rpc("status")
+        finally:
+            c.close()
+
+
+def until(what, ask, limit=LIMIT_S):
+    """Ask again and again until the answer is true; it is returned."""
+    end = time.monotonic() + limit
+    pause = threading.Event()
+    while True:
+        got = ask()
+        if got:
+            return got
+        if time.monotonic() > end:
+            raise TimeoutError("not within %d s: %s" % (limit, what))
+        pause.wait(0.02)
+
+
+class Cluster:
+    """`nodes` real nodes on free ports of loopback, in a directory of their
+    own. Stopped and removed at its end."""
+
+    def __init__(self, nodes=3, shards=8, daemon="holdfastd", env=None,
+                 host=None, config=""):
+        self.own = tempfile.mkdtemp(prefix="hf-", dir="/tmp")
+        self.dir = os.path.join(self.own, "c")
+        self.daemon = daemon
+        self.env = dict(os.environ, **env) if env else None
+        self.nodes = []
+        extra = ["--host", host] if host else []
+        r = run("holdfast", "init", self.dir, "--nodes", str(nodes),
+                "--rpc-port", "0", "--peer-port", "0", "--shards",
+                str(shards), *extra)
+        if r.returncode != 0:
+            shutil.rmtree(self.own, ignore_errors=True)
+            raise AssertionError(r)
+        self.shards = shards
+        self.said = r.stdout
+        self.nodes = [Member(self, i + 1) for i in range(nodes)]
+        for n in self.nodes:
+            with open(n.config, "a") as f:
+                f.write(config)
+        self.endpoints = self._endpoints()
+
+    def _endpoints(self):
+        out = {}
+        name = None
+        with open(os.path.join(self.dir, "client.yaml")) as f:
+            for line in f:
+                key, _, value = line.strip(" -\n").partition(": ")
+                if key == "name":
+                    name = value
+                elif key == "rpc":
+                    host, _, port = value.strip('"').rpartition(":")
+                    out[name] = (host.strip("[]"), int(port))
+        return out
+
+    @property
+    def client_yaml(self):
+        return os.path.join(self.dir, "client.yaml")
+
+    @property
+    def cluster_id(self):
+        with open(self.client_yaml) as f:
+            return f.readline().split("cluster ")[1].split(",")[0]
+
+    def __getitem__(self, number):
+        """By number, from 1, or by name."""
+        return next(n for n in self.nodes if number in (n.id, n.name))
+
+    def others(self, node):
+        return [n for n in self.nodes if n is not node]
+
+    def start(self):
+        for n in self.nodes:
+            n.begin()
+        for n in self.nodes:
+            n.wait_event("node_ready")
+        self.wait_leaders()
+        return self
+
+    def leaders(self):
+        """shard -> node that leads it; None where the nodes do not agree, or
+        where nobody does."""
+        out = {}
+        for n in self.nodes:
+            if not n.running:
+                continue
+            try:
+                rows = n.status()["shards"]
+            except (OSError, Gone, CallError):
+                continue
+            for r in rows:
+                if r["leader"] == n.id:
+                    old = out.get(r["shard"], (0, None))
+                    if r["term"] > old[0]:
+                        out[r["shard"]] = (r["term"], n)
+        return {s: out.get(s, (0, None))[1] for s in range(self.shards)}
+
+    def wait_leaders(self, limit=LIMIT_S):
+        """Until every shard has a leader; who that is."""
+        def ask():
+            got = self.leaders()
+            return got if None not in got.values() else None
+        return until("every shard has a leader", ask, limit)
+
+    def owner_of(self, address):
+        """The node that executes calls of this object now."""
+        c = next(n for n in self.nodes if n.running).client()
+        try:
+            r = c.rpc("call", address, "get", {"key": "-"}, {"meta": True})
+        finally:
+            c.close()
+        return r
+
+    def run(self, *argv, **kw):
+        """The program `holdfast`, as the admin over TCP."""
+        return run("holdfast", "--config", self.client_yaml, *argv, **kw)
+
+    def kill(self):
+        for n in self.nodes:
+            if n.running:
+                n.proc.kill()
+        for n in self.nodes:
+            if n.proc is not None and n.reader is not None:
+                n.proc.wait(LIMIT_S)
+
+    def stop(self):
+        """All in order; their exit codes."""
+        for n in self.nodes:
+            n.proc.terminate()
+        return [n.wait() for n in self.nodes]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *rest):
+        if kind is not None:
+            for n in self.nodes:
+                print("---- %s: %s" % (n, "runs" if n.running else
+                                       n.proc and n.proc.returncode))
+                for line in n.lines[-12:]:
+                    print("     %s" % line)
+        for n in self.nodes:
+            if n.running:
+                n.resume()
+                n.proc.kill()
+                n.proc.wait()
+        shutil.rmtree(self.own, ignore_errors=True)
 
 
 def expect_error(code, fn, *args, **kw):

@@ -17,6 +17,7 @@
  *	test_pool --list        names them
  *
  * The last line is `# test_pool: 12 passed, 0 failed`; ./check adds those up.
+ * In testing builds HOLDFAST_MUTANT=NAME switches a fault of mutant.tbl on.
  *
  * The checks take what came first and what was wanted second, evaluate each
  * argument once, and are called from the thread that runs the test: on another
@@ -46,6 +47,13 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+#ifdef HOLDFAST_TESTING
+#include "node/base/mutant.h"
+/* Linked where the modules under test have faults. */
+#pragma weak mutant_now
+#pragma weak mutant_parse
+#endif
 
 #define RUNNER_WEAK           __attribute__((weak))
 #define RUNNER_SAYS_BYTES_MAX 65536
@@ -463,6 +471,22 @@ static inline const char *runner_unknown(int argc, char **argv)
 	return NULL;
 }
 
+/* False: there is no such fault here. */
+static inline bool runner_mutate(void)
+{
+	const char *name = getenv("HOLDFAST_MUTANT");
+
+	if (name == NULL)
+		return true;
+#ifdef HOLDFAST_TESTING
+	if (&mutant_now != NULL && mutant_parse(name) != MUTANTS) {
+		mutant_now = mutant_parse(name);
+		return true;
+	}
+#endif
+	return false;
+}
+
 static inline int runner_main(int argc, char **argv)
 {
 	const struct runner_test *t;
@@ -482,9 +506,15 @@ static inline int runner_main(int argc, char **argv)
 			      runner_state.program, runner_unknown(argc, argv));
 		return 2;
 	}
+	if (!runner_mutate()) {
+		(void)fprintf(stderr, "%s: no fault is called %s here\n",
+			      runner_state.program, getenv("HOLDFAST_MUTANT"));
+		return 2;
+	}
 	for (t = runner_state.first; t != NULL; t = t->next) {
 		if (!runner_wanted(t, argc, argv))
 			continue;
+		(void)runner_mutate();
 		if (runner_run_one(t))
 			passed++;
 		else

@@ -1,6 +1,9 @@
 /*
- * srv_rig - the server on its socket, and clients of it: real loop, real files,
- * real Unix sockets, all in the test's own thread.
+ * srv_rig - the server on its socket and its port, and clients of it: real
+ * loop, real files, real sockets, all in the test's own thread.
+ *
+ * client() is one on the Unix socket or, with SRV_TLS defined, one over TCP and
+ * TLS: the same tests then hold for both.
  *
  * A test begins with srv_defaults(), changes srv.cfg and srv.rpc_cfg as it
  * wants, and srv_begin(); it ends with srv_end(). Nothing moves but in pump(),
@@ -9,7 +12,9 @@
 #ifndef TESTS_LIB_SRV_RIG_H
 #define TESTS_LIB_SRV_RIG_H
 
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -25,11 +30,19 @@
 #include "node/rpc.h"
 #include "raft-glue/placement.h"
 #include "tests/lib/say.h"
+#include "tests/lib/test_ca.h"
 
 #define WAIT_MS  60000u
 #define CLIENTS  1200u
 #define ANSWERS  16384u
 #define FRAME_ID 7u
+
+#ifdef SRV_TLS
+#define SRV_OVER_TLS true
+#else
+#define SRV_OVER_TLS false
+#endif
+#define SRV_CLIENT "spiffe://" TEST_CLUSTER "/tenant/default/env/dev/client/c-1"
 
 /* ---- the server ---- */
 
@@ -43,8 +56,11 @@ struct srv {
 	struct rpc *rpc;
 	struct rpc_config rpc_cfg;
 	struct core_config cfg;
+	struct test_ca *ca;
+	struct tls_context *tls;
+	struct tls_context *client_tls; /* Of client() over TLS. */
 	char socket[100];
-	char who[64];
+	char who[128];
 	uint32_t rights; /* Of the own uid in default/dev. */
 	bool ready;
 	bool core_closed;
@@ -60,6 +76,9 @@ struct client {
 	int fd;
 	bool deaf;   /* Reads nothing. */
 	bool closed; /* The server has closed. */
+	struct tls *tls;
+	enum rc tls_rc; /* What tls_input said last. */
+	struct detail tls_why;
 	uint8_t *in;
 	size_t in_n;
 	size_t in_cap;
@@ -97,6 +116,7 @@ static inline void clients_forget(void)
 	for (i = 0; i < clients_n; i++) {
 		if (clients[i].fd >= 0)
 			close(clients[i].fd);
+		tls_free(clients[i].tls);
 		free(clients[i].in);
 		free(clients[i].out);
 		free(clients[i].kept);
@@ -122,6 +142,7 @@ static inline void srv_defaults(void)
 	srv.rights = RIGHT_READ | RIGHT_WRITE | RIGHT_ADMIN;
 	snprintf(srv.socket, sizeof(srv.socket), "%.90s/s", runner_dir());
 	srv.rpc_cfg = (struct rpc_config){ .socket_path = srv.socket,
+					   .listen_host = "127.0.0.1",
 					   .connections_max = CONNECTIONS_MAX,
 					   .frame_stall_ms = FRAME_STALL_MS,
 					   .write_stall_ms = WRITE_STALL_MS };
@@ -135,6 +156,43 @@ static inline void grant_to(const char *who, const char *tenant,
 	snprintf(g.principal, sizeof(g.principal), "%s", who);
 	snprintf(g.tenant, sizeof(g.tenant), "%s", tenant);
 	EXPECT_RC(bind_grant(srv.bind, &g, NULL), RC_OK);
+}
+
+static inline const char *srv_path(const char *name, const char *end)
+{
+	static char texts[4][400];
+	static unsigned next;
+	char *at = texts[next++ % 4];
+
+	snprintf(at, 400, "%.250s/%.60s.%.10s", runner_dir(), name, end);
+	return at;
+}
+
+/* Of the certificate NAME, which trusts what is in CA. */
+static inline struct tls_context *srv_context(const char *ca, const char *name)
+{
+	struct detail why = { { 0 }, { 0 } };
+	struct tls_context *c = NULL;
+
+	if (tls_context_new(srv_path(ca, "crt"), srv_path(name, "crt"),
+			    srv_path(name, "key"), &c, &why) != RC_OK)
+		FAIL("%s: %s: %s", name, why.field, why.text);
+	return c;
+}
+
+static inline void srv_certs(void)
+{
+	static const char node[] = "spiffe://" TEST_CLUSTER "/node/1";
+	const char *dir = runner_dir();
+
+	srv.ca = test_ca_new(dir, "ca");
+	test_cert(srv.ca, dir, "node1", &(struct test_leaf){ .uri = node });
+	test_cert(
+		srv.ca, dir, "client",
+		&(struct test_leaf){ .uri = SRV_CLIENT, .eku = "clientAuth" });
+	srv.tls = srv_context("ca", "node1");
+	srv.client_tls = srv_context("ca", "client");
+	srv.rpc_cfg.tls = srv.tls;
 }
 
 static inline enum rc srv_listen(struct detail *why)
@@ -157,16 +215,24 @@ static inline void srv_core(void)
 
 	(void)signal(SIGPIPE, SIG_IGN);
 	EXPECT_RC(crypto_init(), RC_OK);
+	EXPECT_RC(
+		hex_decode(TEST_CLUSTER, 2 * ID_BYTES, id.cluster_id, ID_BYTES),
+		RC_OK);
+	srv_certs();
 	EXPECT_INT(uv_loop_init(&srv.loop), 0);
 	EXPECT_RC(env_uv_open(&srv.env, &srv.loop), RC_OK);
 	EXPECT_RC(bind_new(&srv.bind), RC_OK);
-	snprintf(srv.who, sizeof(srv.who), "unix:n1:%u", (unsigned)geteuid());
+	if (SRV_OVER_TLS)
+		snprintf(srv.who, sizeof(srv.who), "%s", SRV_CLIENT);
+	else
+		snprintf(srv.who, sizeof(srv.who), "unix:n1:%u",
+			 (unsigned)geteuid());
 	if (srv.rights != 0)
 		grant_to(srv.who, "default", srv.rights);
 	snprintf(path, sizeof(path), "%s/data", runner_dir());
 	EXPECT_RC(disk_posix_open(path, true, &srv.posix, &why), RC_OK);
 	EXPECT_RC(core_format(disk_posix_disk(srv.posix), &srv.env.env, &id,
-			      &why),
+			      NULL, 0, &why),
 		  RC_OK);
 	if (core_open(&srv.env.env, disk_posix_disk(srv.posix), NULL, &srv.cfg,
 		      srv.bind, srv_ready, NULL, &srv.core, &why) != RC_OK)
@@ -204,6 +270,13 @@ static inline void srv_env_closed(struct env_uv *e)
 	(void)e;
 }
 
+static inline void srv_keys_free(void)
+{
+	tls_context_free(srv.tls);
+	tls_context_free(srv.client_tls);
+	test_ca_free(srv.ca);
+}
+
 static inline void srv_end(void)
 {
 	if (srv.rpc != NULL)
@@ -222,6 +295,7 @@ static inline void srv_end(void)
 	EXPECT_INT(uv_loop_close(&srv.loop), 0);
 	disk_posix_close(srv.posix);
 	bind_free(srv.bind);
+	srv_keys_free();
 	srv_forget();
 }
 
@@ -235,21 +309,51 @@ static inline struct rpc_stats stats(void)
 
 /* ---- clients ---- */
 
-static inline struct client *client(void)
+static inline struct client *client_new(int domain, const void *a,
+					socklen_t len)
 {
-	struct sockaddr_un a = { .sun_family = AF_UNIX };
 	struct client *c = &clients[clients_n++];
 
 	CHECK(clients_n <= CLIENTS);
 	memset(c, 0, sizeof(*c));
 	frame_reader_init(&c->reader, 8u << 20);
-	c->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	c->fd = socket(domain, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	EXPECT_TRUE(c->fd >= 0);
-	snprintf(a.sun_path, sizeof(a.sun_path), "%s", srv.socket);
-	if (connect(c->fd, (struct sockaddr *)&a, sizeof(a)) != 0)
+	if (connect(c->fd, a, len) != 0)
 		FAIL("connect: %s", strerror(errno));
 	EXPECT_INT(fcntl(c->fd, F_SETFL, O_NONBLOCK), 0);
 	return c;
+}
+
+static inline struct client *client_unix(void)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+
+	snprintf(a.sun_path, sizeof(a.sun_path), "%s", srv.socket);
+	return client_new(AF_UNIX, &a, sizeof(a));
+}
+
+/* Without TLS: only a connection. */
+static inline struct client *client_tcp(void)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET,
+				 .sin_port = htons(rpc_port(srv.rpc)) };
+
+	a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	return client_new(AF_INET, &a, sizeof(a));
+}
+
+static inline struct client *client_tls(struct tls_context *tls)
+{
+	struct client *c = client_tcp();
+
+	EXPECT_RC(tls_new(tls, false, &c->tls), RC_OK);
+	return c;
+}
+
+static inline struct client *client(void)
+{
+	return SRV_OVER_TLS ? client_tls(srv.client_tls) : client_unix();
 }
 
 static inline void client_close(struct client *c)
@@ -333,42 +437,104 @@ static inline bool client_parse(struct client *c)
 	return any;
 }
 
-static inline bool client_read(struct client *c)
+static inline void client_room(struct client *c, size_t n)
 {
-	ssize_t n;
+	if (c->in_cap - c->in_n >= n)
+		return;
+	c->in_cap = c->in_cap * 2 + n;
+	c->in = realloc(c->in, c->in_cap);
+	EXPECT_NOT_NULL(c->in);
+}
 
-	if (c->in_cap - c->in_n < 65536) {
-		c->in_cap = c->in_cap * 2 + 65536;
-		c->in = realloc(c->in, c->in_cap);
-		EXPECT_NOT_NULL(c->in);
-	}
-	n = read(c->fd, c->in + c->in_n, c->in_cap - c->in_n);
-	if (n > 0) {
-		c->in_n += (size_t)n;
-		(void)client_parse(c);
-		return true;
-	}
-	if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
+/* At most `max` bytes of what has come. */
+static inline bool client_read_some(struct client *c, size_t max)
+{
+	static uint8_t buf[65536];
+	ssize_t n = read(c->fd, buf, max < sizeof(buf) ? max : sizeof(buf));
+
+	if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) {
 		c->closed = true;
 		return true;
 	}
-	return false;
+	if (n < 0)
+		return false;
+	if (c->tls == NULL) {
+		client_room(c, (size_t)n);
+		memcpy(c->in + c->in_n, buf, (size_t)n);
+		c->in_n += (size_t)n;
+		return true;
+	}
+	if (c->tls_rc == RC_OK)
+		c->tls_rc = tls_input(c->tls, buf, (size_t)n, &c->tls_why);
+	do {
+		client_room(c, 65536);
+		max = tls_read(c->tls, c->in + c->in_n, c->in_cap - c->in_n);
+		c->in_n += max;
+	} while (max > 0);
+	return true;
+}
+
+static inline bool client_read(struct client *c)
+{
+	if (!client_read_some(c, 65536))
+		return false;
+	(void)client_parse(c);
+	return true;
+}
+
+/* The server has not all of it yet. */
+static inline bool client_unsent(const struct client *c)
+{
+	const uint8_t *p;
+	size_t n = 0;
+
+	if (c->tls != NULL)
+		tls_output(c->tls, &p, &n);
+	return n > 0 || c->out_n > c->out_at;
 }
 
 static inline bool client_write(struct client *c)
 {
-	ssize_t n = send(c->fd, c->out + c->out_at, c->out_n - c->out_at,
-			 MSG_NOSIGNAL);
+	const uint8_t *p = c->out + c->out_at;
+	size_t left = c->out_n - c->out_at;
+	ssize_t n;
 
+	if (c->tls != NULL) {
+		if (left > 0 && tls_ready(c->tls)) {
+			(void)tls_write(c->tls, p, left);
+			c->out_at = c->out_n = 0;
+		}
+		tls_output(c->tls, &p, &left);
+		if (left == 0)
+			return false;
+	}
+	n = send(c->fd, p, left, MSG_NOSIGNAL);
 	if (n > 0) {
-		c->out_at += (size_t)n;
+		if (c->tls != NULL)
+			tls_sent(c->tls, (size_t)n);
+		else
+			c->out_at += (size_t)n;
 		if (c->out_at == c->out_n)
 			c->out_at = c->out_n = 0;
 		return true;
 	}
-	if (n < 0 && errno != EAGAIN && errno != EINTR)
-		c->out_at = c->out_n = 0; /* It hears why when it reads. */
+	if (n < 0 && errno != EAGAIN && errno != EINTR) {
+		/* It hears why when it reads. */
+		c->out_at = c->out_n = 0;
+		if (c->tls != NULL)
+			tls_sent(c->tls, left);
+	}
 	return false;
+}
+
+/* It sends no more, and still reads. All it has to say has been sent. */
+static inline void client_half_close(struct client *c)
+{
+	if (c->tls != NULL) {
+		tls_shutdown(c->tls);
+		(void)client_write(c);
+	}
+	shutdown(c->fd, SHUT_WR);
 }
 
 /* Everybody goes on as far as it may; waits when nobody can. */
@@ -385,7 +551,7 @@ static inline void pump(void)
 
 		if (c->closed)
 			continue;
-		if (c->out_n > c->out_at && client_write(c))
+		if (client_unsent(c) && client_write(c))
 			any = true;
 		if (!c->deaf && client_read(c))
 			any = true;
@@ -393,7 +559,10 @@ static inline void pump(void)
 			continue;
 		fds[n].fd = c->fd;
 		fds[n].events = (short)((c->deaf ? 0 : POLLIN) |
-					(c->out_n > c->out_at ? POLLOUT : 0));
+					(client_unsent(c) && (c->tls == NULL ||
+							      tls_ready(c->tls))
+						 ? POLLOUT
+						 : 0));
 		n++;
 	}
 	if (any)

@@ -28,7 +28,7 @@
 #include "node/base/limits.h"
 #include "tests/sim/memdisk.h"
 
-#define NODES_MAX      400000u
+#define NODES_MAX      1000000u
 #define SEEN_SLOTS_MIN 1024u
 #define NEVER          UINT64_MAX
 #define TOMBSTONE_NS   ((uint64_t)IDEM_WINDOW_DEFAULT_MS * 1000000u)
@@ -642,6 +642,22 @@ static uint64_t mix64(uint64_t h, uint64_t x)
 	return h ^ (h >> 29);
 }
 
+/* Which call made it, and what it was answered: that depends on its place. */
+static uint64_t record_hash(uint64_t h, const struct kv_record *r)
+{
+	uint32_t i;
+
+	h = mix64(h, (uint64_t)(uintptr_t)r->call);
+	for (i = 0; r->call != NULL && i < r->call->ops_n; i++) {
+		const struct kv_op *a = &r->answers[i];
+
+		h = mix64(h, a->rev << 1 | a->existed);
+		h = mix64(h, (uint64_t)a->value.kind << 62 ^ a->value.v);
+		h = mix64(h, (uint64_t)a->sum);
+	}
+	return h;
+}
+
 static uint64_t state_hash(const struct search *s, struct kv_state *st,
 			   const uint32_t *pos)
 {
@@ -655,7 +671,7 @@ static uint64_t state_hash(const struct search *s, struct kv_state *st,
 		h = mix64(mix64(mix64(h, k->rev), k->exp_lo), k->exp_hi);
 	}
 	for (i = 0; i < s->slots; i++)
-		h = mix64(h, (uint64_t)(uintptr_t)records_of(s, st)[i].call);
+		h = record_hash(h, &records_of(s, st)[i]);
 	for (i = 0; i < s->lanes_n; i++)
 		h = mix64(h, pos[i]);
 	return h != 0 ? h : 1;
@@ -975,6 +991,14 @@ static bool search_from(struct search *s, struct kv_state *st, uint32_t *pos)
 
 /* -------------------------------------------------------- setting it up */
 
+static int begin_order(const void *a, const void *b)
+{
+	const struct kv_call *x = *(struct kv_call *const *)a;
+	const struct kv_call *y = *(struct kv_call *const *)b;
+
+	return x->begun < y->begun ? -1 : x->begun > y->begun;
+}
+
 static int call_order(const void *a, const void *b)
 {
 	const struct kv_call *x = *(struct kv_call *const *)a;
@@ -1068,11 +1092,33 @@ static void lane_ends(struct lane *l)
 	}
 }
 
+/* A lane has calls of which each ended before the next began; there are as few
+ * as can be. */
+static void number_lanes(struct kv_call **calls, size_t n)
+{
+	uint64_t *ends = sim_alloc((n + 1) * sizeof(*ends));
+	uint32_t lanes = 0;
+	uint32_t k;
+	size_t i;
+
+	qsort(calls, n, sizeof(struct kv_call *), begin_order);
+	for (i = 0; i < n; i++) {
+		for (k = 0; k < lanes && ends[k] >= calls[i]->begun; k++)
+			;
+		if (k == lanes)
+			lanes++;
+		ends[k] = calls[i]->ended;
+		calls[i]->lane = k;
+	}
+	free(ends);
+}
+
 static void make_lanes(struct search *s, struct kv_call **calls, size_t n)
 {
 	struct lane *l = NULL;
 	size_t i;
 
+	number_lanes(calls, n);
 	qsort(calls, n, sizeof(struct kv_call *), call_order);
 	s->lanes = sim_alloc((n + 1) * sizeof(*s->lanes));
 	for (i = 0; i < n; i++) {
@@ -1269,6 +1315,16 @@ static void say_key(struct breach *b, const struct kv_state *st, uint16_t key)
 	say(b, line);
 }
 
+static bool is_shown(const struct kv_call *c, uint16_t key)
+{
+	uint32_t i;
+
+	for (i = 0; i < c->items_n; i++)
+		if (c->items[i].key == key)
+			return true;
+	return false;
+}
+
 /* A list that does not fit: where. */
 static void say_list(struct breach *b, const struct kv_state *st,
 		     const struct kv_call *c)
@@ -1276,6 +1332,11 @@ static void say_list(struct breach *b, const struct kv_state *st,
 	char line[200];
 	uint32_t i;
 
+	(void)snprintf(line, sizeof(line),
+		       "\n    keys %u..%u, %u items of %u%s%s", c->from, c->to,
+		       c->items_n, c->limit, c->more ? ", more" : "",
+		       c->reverse ? ", reverse" : "");
+	say(b, line);
 	for (i = 0; i < c->items_n; i++) {
 		const struct kv_item *it = &c->items[i];
 		const struct kv_key *k = &st->keys[it->key];
@@ -1289,6 +1350,13 @@ static void say_list(struct breach *b, const struct kv_state *st,
 			       (unsigned long long)it->rev);
 		say(b, line);
 		say_key(b, st, it->key);
+	}
+	for (i = c->from; i < c->to; i++) {
+		if (st->keys[i].value.kind == KV_NONE ||
+		    is_shown(c, (uint16_t)i))
+			continue;
+		say(b, "\n    not shown:");
+		say_key(b, st, (uint16_t)i);
 	}
 }
 
@@ -1343,6 +1411,14 @@ static void search_release(struct search *s)
 	free(s->best_pos);
 }
 
+/* Of a read that was not answered nobody knows anything, and never will. */
+static bool is_nothing(const struct kv_call *c)
+{
+	return c->end == CALL_REFUSED ||
+	       (c->end == CALL_UNKNOWN && c->idem == 0 &&
+		(c->kind == KV_GET || c->kind == KV_LIST));
+}
+
 static struct kv_call **calls_that_count(const struct kv_history *h, size_t *n)
 {
 	struct kv_call **calls = sim_alloc((h->n + 1) * sizeof(*calls));
@@ -1351,7 +1427,7 @@ static struct kv_call **calls_that_count(const struct kv_history *h, size_t *n)
 	*n = 0;
 	for (i = 0; i < h->n; i++) {
 		CHECK(h->calls[i]->end != CALL_OPEN);
-		if (h->calls[i]->end != CALL_REFUSED)
+		if (!is_nothing(h->calls[i]))
 			calls[(*n)++] = h->calls[i];
 	}
 	return calls;
@@ -1532,12 +1608,11 @@ static bool reset_between(struct limiter_call **calls, size_t n,
 
 /* At most, from one to the other. A new owner's now may lie before that of the
  * old one, of which nothing was committed: then the world's time counts. */
-static uint64_t elapsed(const struct limiter_call *a,
-			const struct limiter_call *b)
+static uint64_t elapsed(const struct limiter_call *a, uint64_t stamp_hi,
+			uint64_t ended_ms)
 {
-	uint64_t stamps =
-		b->stamp_hi > a->stamp_lo ? b->stamp_hi - a->stamp_lo : 0;
-	uint64_t ms = b->ended_ms - a->begun_ms + 1;
+	uint64_t stamps = stamp_hi > a->stamp_lo ? stamp_hi - a->stamp_lo : 0;
+	uint64_t ms = ended_ms - a->begun_ms + 1;
 
 	return stamps > ms * 1000000u ? stamps : ms * 1000000u;
 }
@@ -1548,6 +1623,8 @@ static bool too_many(const struct limiter_history *h,
 		     struct breach *out)
 {
 	const struct limiter_call *a = calls[from];
+	uint64_t stamp_hi = 0;
+	uint64_t ended_ms = 0;
 	double sum = 0;
 	double bound;
 	size_t k;
@@ -1558,7 +1635,13 @@ static bool too_many(const struct limiter_history *h,
 		if (!was_taken(b))
 			continue;
 		sum += b->cost;
-		bound = (double)h->burst + 1e-6 + refill(h, elapsed(a, b));
+		/* One that began earlier may have been last. */
+		if (b->stamp_hi > stamp_hi)
+			stamp_hi = b->stamp_hi;
+		if (b->ended_ms > ended_ms)
+			ended_ms = b->ended_ms;
+		bound = (double)h->burst + 1e-6 +
+			refill(h, elapsed(a, stamp_hi, ended_ms));
 		if (sum <= bound || reset_between(calls, n, a, b))
 			continue;
 		(void)snprintf(out->invariant, sizeof(out->invariant), "limit");
@@ -1569,7 +1652,8 @@ static bool too_many(const struct limiter_history *h,
 			h->name, h->class, a->key, sum,
 			(unsigned long long)a->begun,
 			(unsigned long long)b->begun,
-			(unsigned long long)elapsed(a, b), bound);
+			(unsigned long long)elapsed(a, stamp_hi, ended_ms),
+			bound);
 		return true;
 	}
 	return false;

@@ -4,8 +4,7 @@
  *
  * One thread. The load records every call of an object here; when a run is
  * over each history is judged by itself. `kv`: a search for an order of all
- * calls that agrees with the order in time, with the order on each connection,
- * and with a model of the class (Wing and Gong, with Lowe's memory of what was
+ * calls that agrees with the order in time and with a model of the class (Wing and Gong, with Lowe's memory of what was
  * tried). Calls whose outcome is unknown may be in it, between their beginning
  * and their end, or not; refused ones are not. `rate_limiter`: bounds on what
  * was admitted, and on what was denied.
@@ -102,7 +101,6 @@ enum kv_why {
 
 struct kv_call {
 	enum kv_kind kind;
-	uint32_t lane;      /* Connection: calls of one keep their order. */
 	uint64_t idem;      /* Idempotency key in its scope; 0: none. */
 	uint64_t args;      /* Equal for equal arguments. */
 	uint64_t window_ns; /* Of the idempotency key. */
@@ -127,6 +125,7 @@ struct kv_call {
 	struct kv_item *items;
 	uint32_t items_n;
 	/* Private. */
+	uint32_t lane;
 	int32_t slot;  /* Of its key among the keys used more than once. */
 	bool observed; /* Somebody saw what it wrote. */
 };
@@ -161,8 +160,7 @@ struct limiter_call {
 	uint64_t stamp_hi;
 	uint64_t begun_ms; /* World time. */
 	uint64_t ended_ms;
-	/* For who finds out what is perishable. */
-	uint64_t ended_syncs;
+	uint64_t term; /* Of the owner that answered; 0: not known. */
 };
 
 struct limiter_history;

@@ -19,6 +19,7 @@ struct finding {
 struct task {
 	uint64_t seed;
 	int mutant; /* enum mutant */
+	int focus;  /* enum focus */
 	/* In the child. It fills `out` in, also when it then aborts: `out` is
 	 * shared memory. */
 	void (*body)(const struct task *t, struct finding *out);

@@ -11,26 +11,39 @@
 #include "node/core/bridge.h"
 #include "node/core/call.h"
 #include "raft-glue/placement.h"
+#include "tests/sim/client.h"
 #include "tests/sim/memdisk.h"
+#include "tests/sim/watch.h"
 #include "tests/sim/wire.h"
 
 #define KEYS_MAX     64u
 #define TTL_KEYS     3u
 #define LARGE_KEYS   44u
-#define CLIENTS_MAX  16u
+#define USERS_MAX    (NET_CLIENTS_MAX - 1)
 #define TARGETS_MAX  32u
 #define KEPT_MAX     256u
 #define SETTLE_TRIES 20u
-#define AUDIT_TRIES  100u
+#define AUDIT_TRIES  200u
+/* A request may wait on its way: in front of a cut, at a node that stands
+ * still. So long after its client gave it up it may still begin. */
+#define ASTRAY_MS      9000u
+#define ASTRAY_LONE_MS 300u
 #define MS_NS        UINT64_C(1000000)
 /* Of a relay's keys. */
 #define RELAY_WINDOW_MS 60000u
 /* A call ends at the latest so long after its deadline. */
 #define LATE_MS 1000u
+/* With one of these a call may take as long as it likes. */
+#define FAULTS_THAT_HANG                                         \
+	(UINT64_C(1) << FAULT_PAUSE | UINT64_C(1) << FAULT_HANG | \
+	 UINT64_C(1) << FAULT_SLOW | UINT64_C(1) << FAULT_CLIENT | \
+	 UINT64_C(1) << FAULT_SUSPEND)
 /* What a lagged answer may be ahead of the log, and the turn it takes. */
 #define LAG_SLACK_MS 5u
 /* One write in so many is looked for on the disk itself. */
 #define TRUTH_EVERY 48u
+/* Events between two looks at what went astray. */
+#define ASTRAY_EVERY 32u
 
 enum target_kind { TARGET_KV, TARGET_LIMITER, TARGET_RELAY, TARGET_SINK };
 
@@ -93,11 +106,25 @@ struct relay_call {
 	TAILQ_ENTRY(relay_call) link;
 };
 
-struct client {
+/* Who calls, over a client of his own. */
+struct user {
 	struct load *l;
-	uint32_t lane;
+	uint32_t number;
+	uint32_t principal;
+	struct client *client;
 	uint32_t open;
 	uint64_t rest_ms; /* Not before then: it was refused. */
+	bool due;         /* An event of his is in the world. */
+};
+
+/* A call that nobody knows the outcome of, and may still happen. */
+struct astray {
+	struct kv_call *kv;           /* One of these two. */
+	struct limiter_call *limiter;
+	uint32_t shard;
+	uint64_t ms; /* From then on nobody begins it. */
+	struct watch_fence fence;
+	TAILQ_ENTRY(astray) link;
 };
 
 enum op_kind { OP_KV, OP_LIMITER, OP_POLICY, OP_RELAY, OP_ROWS };
@@ -105,18 +132,19 @@ enum op_kind { OP_KV, OP_LIMITER, OP_POLICY, OP_RELAY, OP_ROWS };
 /* A call in flight. */
 struct op {
 	struct load *l;
-	struct client *client; /* NULL: nobody's. */
+	struct user *user;
 	enum op_kind kind;
 	struct request *req;
 	struct kv_call *kv;
 	struct limiter_call *limiter;
-	struct call *call;
+	uint64_t ticket; /* 0: not started. */
 	uint64_t begun_ms;
 	uint64_t deadline_ms;
 	uint64_t log_syncs; /* When it was sent. */
 	bool meta;
 	bool must_not_hang; /* Nothing it waits for takes long. */
-	int64_t *row;       /* OP_READ_ROW: the value, -1: there is none. */
+	uint64_t term;      /* Of the owner that answered, as meta says. */
+	uint32_t tries;     /* How often the session sent it. */
 	TAILQ_ENTRY(op) link;
 };
 
@@ -124,28 +152,39 @@ struct load {
 	struct trial *r;
 	struct target targets[TARGETS_MAX];
 	uint32_t targets_n;
-	struct client clients[CLIENTS_MAX];
-	struct client auditor;
-	uint32_t next_lane;
+	struct user users[USERS_MAX];
+	struct user auditor;
 	uint64_t next_value;
 	uint64_t next_idem;
 	uint64_t next_relay;
 	uint64_t next_truth;
 	bool stopped;
+	bool closing;
 	uint32_t open;
 	TAILQ_HEAD(, op) ops;
 	TAILQ_HEAD(, relay_call) relays;
+	TAILQ_HEAD(, astray) astrays;
+	uint64_t owner_term[TRIAL_SHARDS];
 	struct request *kept[KEPT_MAX]; /* To be sent again. */
 	uint32_t kept_n;
-	/* Lagged effects that nothing was synced for since. */
-	struct {
-		uint64_t since_ms;
-		uint64_t log_syncs;
-		bool any;
-	} lag[TRIAL_SHARDS];
 };
 
-static void client_due(void *arg);
+static void user_due(void *arg);
+
+/* Who calls; the bytes outlive every call. */
+struct pack_bytes load_principal(uint32_t i)
+{
+	static char names[8][96];
+
+	CHECK(i < ARRAY_LEN(names));
+	(void)snprintf(names[i], sizeof(names[i]),
+		       "spiffe://00112233445566778899aabbccddeeff/tenant/"
+		       "default/env/dev/client/c%u",
+		       i);
+	return (struct pack_bytes){ (const uint8_t *)names[i],
+				    strlen(names[i]) };
+}
+
 
 /* --------------------------------------------------------------- targets */
 
@@ -215,6 +254,38 @@ static void add_relay(struct load *l, uint32_t i)
 	(void)target_add(l, TARGET_SINK, "kv", name);
 }
 
+/* Where an object lives follows from the key that the format has drawn. */
+static void place(struct load *l, struct target *t)
+{
+	const struct trial *r = l->r;
+	const struct pack_bytes tenant = { (const uint8_t *)"default", 7 };
+	const struct pack_bytes env = { (const uint8_t *)"dev", 3 };
+	const char *slash = strchr(t->address, '/');
+	struct pack_bytes cls = { (const uint8_t *)t->address,
+				  (size_t)(slash - t->address) };
+	struct pack_bytes name = { (const uint8_t *)slash + 1,
+				   strlen(slash + 1) };
+	struct oid oid;
+
+	placement_id(r->hash_key, tenant, env, cls, name, &oid);
+	t->shard = placement_shard(r->hash_key, &oid, r->swarm.shards);
+}
+
+static void user_init(struct load *l, struct user *u, uint32_t number)
+{
+	struct trial *r = l->r;
+	uint32_t all = (1u << r->swarm.nodes) - 1;
+	uint32_t nodes = all;
+
+	/* Some know one node only, and it may not be the owner's. */
+	if (u != &l->auditor && (r->swarm.fixed || trial_chance(r, 20)))
+		nodes = 1u << trial_random(r, r->swarm.nodes);
+	u->l = l;
+	u->number = number;
+	u->principal = number % r->swarm.principals;
+	u->client = client_new(r->w, r->net, number, r->seed, nodes);
+}
+
 struct load *load_new(struct trial *r)
 {
 	struct load *l = sim_alloc(sizeof(*l));
@@ -223,10 +294,11 @@ struct load *load_new(struct trial *r)
 	l->r = r;
 	TAILQ_INIT(&l->ops);
 	TAILQ_INIT(&l->relays);
-	l->auditor.l = l;
-	CHECK(r->swarm.clients <= CLIENTS_MAX);
+	TAILQ_INIT(&l->astrays);
+	CHECK(r->swarm.clients <= USERS_MAX);
 	for (i = 0; i < r->swarm.clients; i++)
-		l->clients[i].l = l;
+		user_init(l, &l->users[i], i);
+	user_init(l, &l->auditor, r->swarm.clients);
 	for (i = 0; i < r->swarm.small; i++)
 		add_kv(l, i, false);
 	for (i = 0; i < r->swarm.large; i++)
@@ -235,6 +307,8 @@ struct load *load_new(struct trial *r)
 		add_limiter(l, i);
 	for (i = 0; i < r->swarm.relays; i++)
 		add_relay(l, i);
+	for (i = 0; i < l->targets_n; i++)
+		place(l, &l->targets[i]);
 	return l;
 }
 
@@ -249,13 +323,22 @@ static void request_drop(struct request *q)
 void load_free(struct load *l)
 {
 	struct relay_call *rc;
+	struct astray *a;
 	struct op *op;
 	uint32_t i;
 
+	l->closing = true;
+	for (i = 0; i < l->r->swarm.clients; i++)
+		client_free(l->users[i].client);
+	client_free(l->auditor.client);
 	while ((op = TAILQ_FIRST(&l->ops)) != NULL) {
 		TAILQ_REMOVE(&l->ops, op, link);
 		request_drop(op->req);
 		free(op);
+	}
+	while ((a = TAILQ_FIRST(&l->astrays)) != NULL) {
+		TAILQ_REMOVE(&l->astrays, a, link);
+		free(a);
 	}
 	while ((rc = TAILQ_FIRST(&l->relays)) != NULL) {
 		TAILQ_REMOVE(&l->relays, rc, link);
@@ -272,35 +355,19 @@ void load_free(struct load *l)
 	free(l);
 }
 
-/* The owner's now of a target's shard; F when nobody owns it. */
-static uint64_t stamp_of(const struct load *l, const struct target *t)
+static uint64_t stamp_lo(const struct load *l, const struct target *t)
 {
-	struct bridge *b = core_bridge(l->r->core, t->shard);
-	uint64_t now = bridge_now_ns(b);
-
-	return now != 0 ? now : storage_stamp(bridge_storage(b));
+	return watch_stamp_lo(l->r->watch, t->shard);
 }
 
-/* Where an object lives follows from the key that the format has drawn. */
-static void place(struct load *l, struct target *t)
+static uint64_t stamp_hi(const struct load *l, const struct target *t)
 {
-	const struct identity *id = core_identity(l->r->core);
-	const struct pack_bytes tenant = { (const uint8_t *)"default", 7 };
-	const struct pack_bytes env = { (const uint8_t *)"dev", 3 };
-	const char *slash = strchr(t->address, '/');
-	struct pack_bytes cls = { (const uint8_t *)t->address,
-				  (size_t)(slash - t->address) };
-	struct pack_bytes name = { (const uint8_t *)slash + 1,
-				   strlen(slash + 1) };
-	struct oid oid;
-
-	placement_id(id->hash_key, tenant, env, cls, name, &oid);
-	t->shard = placement_shard(id->hash_key, &oid, id->shards);
+	return watch_stamp_hi(l->r->watch, t->shard);
 }
 
 /* --------------------------------------------------------------- requests */
 
-static struct request *request_new(struct load *l, struct target *t,
+static struct request *request_new(const struct user *u, struct target *t,
 				   const char *method)
 {
 	struct request *q = sim_alloc(sizeof(*q));
@@ -308,46 +375,12 @@ static struct request *request_new(struct load *l, struct target *t,
 	q->t = t;
 	q->method = method;
 	q->refs = 1;
-	q->principal = (uint32_t)trial_random(l->r, l->r->swarm.principals);
+	q->principal = u->principal;
 	pack_w_init(&q->args, FRAME_BYTES_MAX);
 	return q;
 }
 
-static void options_write(const struct op *op, struct pack_w *w)
-{
-	const struct request *q = op->req;
-	char key[32];
-
-	pack_map(w, 1u + (q->idem != 0) + (q->window_ms != 0) + op->meta);
-	pack_cstr(w, "deadline_ms");
-	pack_u64(w, op->deadline_ms);
-	if (q->idem != 0) {
-		(void)snprintf(key, sizeof(key), "idem-%" PRIu64, q->idem);
-		pack_cstr(w, "idem");
-		pack_cstr(w, key);
-	}
-	if (q->window_ms != 0) {
-		pack_cstr(w, "idem_ms");
-		pack_u64(w, q->window_ms);
-	}
-	if (op->meta) {
-		pack_cstr(w, "meta");
-		pack_bool(w, true);
-	}
-}
-
-static void replied(void *arg, const struct answer *a);
-
-/* Who calls; the bytes outlive every call. */
-static struct pack_bytes principal(uint32_t i)
-{
-	static char names[8][24];
-
-	CHECK(i < ARRAY_LEN(names));
-	(void)snprintf(names[i], sizeof(names[i]), "unix:sim:%u", 1000 + i);
-	return (struct pack_bytes){ (const uint8_t *)names[i],
-				    strlen(names[i]) };
-}
+static void replied(void *arg, const struct session_answer *a);
 
 static void op_free(struct op *op)
 {
@@ -355,67 +388,74 @@ static void op_free(struct op *op)
 
 	TAILQ_REMOVE(&l->ops, op, link);
 	l->open--;
-	if (op->client != NULL)
-		op->client->open--;
+	op->user->open--;
 	request_drop(op->req);
 	free(op);
 }
 
-static struct op *op_new(struct load *l, struct client *c, enum op_kind kind,
+static struct op *op_new(struct load *l, struct user *u, enum op_kind kind,
 			 struct request *q)
 {
+	uint32_t longest = l->r->swarm.deadline_ms;
 	struct op *op = sim_alloc(sizeof(*op));
 
 	op->l = l;
-	op->client = c;
+	op->user = u;
 	op->kind = kind;
 	op->req = q;
 	q->refs++;
-	op->begun_ms = world_now_ms(l->r->w);
-	op->deadline_ms = 2000 + trial_random(l->r, 8000);
-	op->log_syncs = l->r->log_syncs;
+	op->begun_ms = trial_now(l->r);
+	op->deadline_ms = longest / 4 + trial_random(l->r, longest);
+	op->log_syncs = l->r->machines[TRIAL_NODE].log_syncs;
 	op->meta = trial_chance(l->r, 10);
 	TAILQ_INSERT_TAIL(&l->ops, op, link);
 	l->open++;
-	if (c != NULL)
-		c->open++;
+	u->open++;
 	return op;
 }
 
 static void note_end(struct op *op, enum call_end end);
 
+static struct pack_bytes text(const char *s)
+{
+	return (struct pack_bytes){ (const uint8_t *)s, strlen(s) };
+}
+
 /* From here on `op` may be gone. */
 static void op_send(struct op *op)
 {
 	struct load *l = op->l;
-	struct caller caller = {
-		.principal = principal(op->req->principal),
-		.tenant = { (const uint8_t *)"default", 7 },
-		.env = { (const uint8_t *)"dev", 3 },
+	const struct request *q = op->req;
+	struct detail why = { { 0 }, { 0 } };
+	char key[32] = "";
+	struct session_request r = {
+		.address = text(q->t->address),
+		.method = text(q->method),
+		.args = { q->args.p, q->args.n },
+		.deadline_ms = (uint32_t)op->deadline_ms,
+		.idem_ms = q->window_ms,
+		.meta = op->meta,
+		.redirect = trial_chance(l->r, 5),
 	};
-	struct pack_w w;
+	enum rc rc;
 
-	pack_w_init(&w, FRAME_BYTES_MAX);
-	pack_array(&w, 4);
-	pack_cstr(&w, op->req->t->address);
-	pack_cstr(&w, op->req->method);
-	pack_raw(&w, op->req->args.p, op->req->args.n);
-	options_write(op, &w);
-	CHECK(w.rc == RC_OK);
+	if (q->idem != 0)
+		(void)snprintf(key, sizeof(key), "idem-%" PRIu64, q->idem);
+	r.idem = text(key);
 	op->req->sent++;
 	l->r->tally.calls++;
-	op->call = call_start(l->r->core, &caller,
-			      (struct pack_bytes){ w.p, w.n }, replied, op);
-	pack_w_release(&w);
-	if (op->call == NULL) {
-		note_end(op, CALL_REFUSED);
-		op_free(op);
-	}
+	CHECK(op->user->principal == q->principal);
+	rc = client_call(op->user->client, &r, replied, op, &op->ticket, &why);
+	if (rc == RC_OK)
+		return;
+	op->ticket = 0;
+	note_end(op, CALL_REFUSED);
+	op_free(op);
 }
 
 static void cancel_due(void *arg)
 {
-	struct load *l = ((struct client *)arg)->l;
+	struct load *l = ((struct user *)arg)->l;
 	uint64_t n = l->open;
 	struct op *op;
 
@@ -426,8 +466,8 @@ static void cancel_due(void *arg)
 	TAILQ_FOREACH(op, &l->ops, link)
 	if (n-- == 0)
 		break;
-	if (op != NULL && op->call != NULL && op->client == arg)
-		call_cancel(op->call);
+	if (op != NULL && op->ticket != 0 && op->user == arg)
+		client_cancel(op->user->client, op->ticket);
 }
 
 /* ------------------------------------------------------------- what was said
@@ -446,35 +486,137 @@ static void keep(struct load *l, struct request *q)
 	q->refs++;
 }
 
+/* Records that may have expired promise nothing any more. */
+static void relay_late(const struct load *l, struct relay_call *rc)
+{
+	if (stamp_hi(l, rc->relay) - rc->stamp >= RELAY_WINDOW_MS * MS_NS ||
+	    stamp_hi(l, rc->sink) - rc->sink_stamp >=
+		    IDEM_WINDOW_DEFAULT_MS * MS_NS)
+		rc->late = true;
+}
+
+/* The same once more: the questions, without the answers. */
+static struct kv_call *kv_again(const struct request *q)
+{
+	const struct kv_call *old = q->kv;
+	struct kv_call *c = kv_history_add(q->t->kv, old->ops_n);
+	uint32_t i;
+
+	c->kind = old->kind;
+	c->answer_large = old->answer_large;
+	for (i = 0; i < old->ops_n; i++) {
+		c->ops[i] = old->ops[i];
+		c->ops[i].rev = 0;
+		c->ops[i].sum = 0;
+		c->ops[i].existed = false;
+		if (old->kind == KV_GET)
+			c->ops[i].value = (struct kv_value){ KV_NONE, 0 };
+	}
+	return c;
+}
+
+/* Its end is told later: when it can have no effect any more. */
+static void go_astray(struct op *op)
+{
+	struct astray *a = sim_alloc(sizeof(*a));
+
+	a->kv = op->kv;
+	a->limiter = op->limiter;
+	a->shard = op->req->t->shard;
+	a->ms = trial_now(op->l->r) + op->deadline_ms +
+		(trial_lone(op->l->r) ? ASTRAY_LONE_MS : ASTRAY_MS);
+	TAILQ_INSERT_TAIL(&op->l->astrays, a, link);
+}
+
+static void astray_ends(struct load *l, struct astray *a)
+{
+	uint64_t hi = watch_stamp_hi(l->r->watch, a->shard);
+
+	l->r->now++;
+	if (a->kv != NULL) {
+		a->kv->ended = l->r->now;
+		a->kv->stamp_hi = hi;
+	}
+	if (a->limiter != NULL) {
+		a->limiter->ended = l->r->now;
+		a->limiter->stamp_hi = hi;
+		a->limiter->ended_ms = trial_now(l->r);
+	}
+	TAILQ_REMOVE(&l->astrays, a, link);
+	free(a);
+}
+
+void load_tick(struct load *l)
+{
+	struct astray *a;
+	struct astray *next;
+
+	if (l->r->tally.events % ASTRAY_EVERY != 0)
+		return;
+	for (a = TAILQ_FIRST(&l->astrays); a != NULL; a = next) {
+		next = TAILQ_NEXT(a, link);
+		if (a->ms <= trial_now(l->r) &&
+		    watch_settled(l->r->watch, a->shard, &a->fence))
+			astray_ends(l, a);
+	}
+}
+
+/* It was sent again after its record may have expired: a try before the one
+ * that was answered may have happened, too. */
+static void note_tries(struct op *op)
+{
+	struct kv_call *c = op->kv;
+	uint64_t hi = stamp_hi(op->l, op->req->t);
+	struct kv_call *before;
+
+	if (c->idem == 0 || op->tries < 2 || hi - c->stamp_lo < c->window_ns)
+		return;
+	before = kv_again(op->req);
+	before->begun = c->begun;
+	before->stamp_lo = c->stamp_lo;
+	before->idem = c->idem;
+	before->args = c->args;
+	before->window_ns = c->window_ns;
+	before->end = CALL_UNKNOWN;
+	before->ended = op->l->r->now;
+	before->stamp_hi = hi;
+}
+
 static void note_end(struct op *op, enum call_end end)
 {
 	struct trial *r = op->l->r;
-	uint64_t stamp = stamp_of(op->l, op->req->t);
+	bool known = end != CALL_UNKNOWN;
 
 	r->tally.by_end[end]++;
 	r->now++;
 	if (op->kv != NULL) {
 		op->kv->end = end;
-		op->kv->ended = r->now;
-		op->kv->stamp_hi = stamp;
+		op->kv->ended = known ? r->now : CHECK_NEVER;
+		op->kv->stamp_hi =
+			known ? stamp_hi(op->l, op->req->t) : CHECK_NEVER;
+		note_tries(op);
 	}
 	if (op->limiter != NULL) {
 		op->limiter->end = end;
-		op->limiter->ended = r->now;
-		op->limiter->stamp_hi = stamp;
-		op->limiter->ended_ms = world_now_ms(r->w);
-		op->limiter->ended_syncs = r->log_syncs;
+		op->limiter->ended = known ? r->now : CHECK_NEVER;
+		op->limiter->stamp_hi =
+			known ? stamp_hi(op->l, op->req->t) : CHECK_NEVER;
+		op->limiter->ended_ms = trial_now(r);
+		op->limiter->term = op->term;
 	}
+	if (!known && (op->kv != NULL || op->limiter != NULL))
+		go_astray(op);
 	if (op->kind == OP_RELAY && op->req->relay != NULL) {
 		struct relay_call *rc = op->req->relay;
 
 		rc->done += end == CALL_DONE;
 		rc->refused += end == CALL_REFUSED;
 		rc->unknown = rc->unknown || end == CALL_UNKNOWN;
+		relay_late(op->l, rc);
 	}
-	if (end == CALL_REFUSED && op->client != NULL)
-		op->client->rest_ms =
-			world_now_ms(r->w) + trial_random(r, RETRY_AFTER_MS);
+	if (end == CALL_REFUSED)
+		op->user->rest_ms =
+			trial_now(r) + trial_random(r, RETRY_AFTER_MS);
 	if (op->req->idem != 0 && op->kind != OP_ROWS &&
 	    (end == CALL_UNKNOWN ? trial_chance(r, 85)
 				 : end == CALL_DONE && trial_chance(r, 15)))
@@ -487,7 +629,8 @@ static void check_synced(struct op *op)
 {
 	struct trial *r = op->l->r;
 
-	if (op->req->sent == 1 && r->log_syncs <= op->log_syncs)
+	if (trial_lone(r) && op->req->sent == 1 &&
+	    r->machines[TRIAL_NODE].log_syncs <= op->log_syncs)
 		trial_breach(r, "synced-before-reply",
 			     "%s %s was acknowledged and no sync of the log "
 			     "came since it was sent",
@@ -523,7 +666,7 @@ static void check_truth(struct op *op, struct kv_value v)
 	struct trial *r = op->l->r;
 	struct truth t = { .l = op->l };
 
-	if (op->req->sent != 1 || v.kind != KV_BYTES ||
+	if (!trial_lone(r) || op->req->sent != 1 || v.kind != KV_BYTES ||
 	    wire_value_bytes(v.v) < 2 * WIRE_TAG_BYTES ||
 	    wire_value_bytes(v.v) > 480 ||
 	    op->l->next_truth++ % TRUTH_EVERY != 0)
@@ -588,32 +731,6 @@ static void kv_done(struct op *op, struct pack_bytes result)
 		check_truth(op, op->kv->ops[0].value);
 }
 
-/* A lagged effect may leave before its sync, but not long before. */
-static void check_lag(struct op *op)
-{
-	struct trial *r = op->l->r;
-	uint32_t s = op->req->t->shard;
-	uint64_t now = world_now_ms(r->w);
-
-	if (op->l->lag[s].any && op->l->lag[s].log_syncs == r->log_syncs) {
-		if (now - op->l->lag[s].since_ms >
-		    LAG_MS_DEFAULT + LAG_SLACK_MS)
-			trial_breach(r, "lag",
-				     "%s answers %" PRIu64 " ms after an "
-				     "effect that is not synced",
-				     op->req->t->address,
-				     now - op->l->lag[s].since_ms);
-		return;
-	}
-	if (op->log_syncs != r->log_syncs) {
-		op->l->lag[s].any = false;
-		return;
-	}
-	op->l->lag[s].any = true;
-	op->l->lag[s].since_ms = now;
-	op->l->lag[s].log_syncs = r->log_syncs;
-}
-
 static void limiter_done(struct op *op, struct pack_bytes result)
 {
 	struct limiter_call *c = op->limiter;
@@ -636,8 +753,10 @@ static void limiter_done(struct op *op, struct pack_bytes result)
 		return;
 	if (t->class == LIMITER_COMMITTED || op->req->idem != 0)
 		check_synced(op);
-	else if (t->class == LIMITER_LAGGED)
-		check_lag(op);
+	/* The answer of an owner that is one no more. */
+	if (t->class == LIMITER_LAGGED &&
+	    op->term < op->l->owner_term[t->shard])
+		c->perishable = true;
 }
 
 /* A chain that cannot wait for itself must not end by its deadline. */
@@ -647,8 +766,9 @@ static void relay_done(struct op *op, struct pack_bytes result)
 		op->l->r->tally.cycles++; /* What it wrote before it called, and
 					   * what it called: the one was synced
 					   * before the other left. */
-	if (op->req->relay != NULL && op->req->relay->rows &&
-	    op->req->sent == 1 && op->l->r->log_syncs < op->log_syncs + 2)
+	if (trial_lone(op->l->r) && op->req->relay != NULL &&
+	    op->req->relay->rows && op->req->sent == 1 &&
+	    op->l->r->machines[TRIAL_NODE].log_syncs < op->log_syncs + 2)
 		trial_breach(op->l->r, "call-after-commit",
 			     "%s called %s, and its own writes were not synced "
 			     "before",
@@ -738,10 +858,11 @@ static void rows_done(struct op *op, struct pack_bytes result)
 			     t->address);
 }
 
-static bool meta_strip(struct pack_bytes *result)
+static bool meta_strip(struct op *op, struct pack_bytes *result)
 {
 	struct pack_r r = pack_reader(result->p, result->n);
 	struct pack_bytes value;
+	struct pack_bytes name;
 	uint32_t n;
 
 	if (pack_get_array(&r, &n) != RC_OK || n != 2 ||
@@ -749,6 +870,16 @@ static bool meta_strip(struct pack_bytes *result)
 	    n != 4)
 		return false;
 	*result = value;
+	while (n-- > 0) {
+		if (pack_get_bytes(&r, &name) != RC_OK)
+			return false;
+		if (pack_bytes_eq(name, "term", 4)) {
+			if (pack_get_u64(&r, &op->term) != RC_OK)
+				return false;
+		} else if (pack_skip(&r, &value) != RC_OK) {
+			return false;
+		}
+	}
 	return true;
 }
 
@@ -756,7 +887,7 @@ static void op_done(struct op *op, const struct answer *a)
 {
 	struct pack_bytes result = a->result;
 
-	if (op->meta && !meta_strip(&result)) {
+	if (op->meta && !meta_strip(op, &result)) {
 		trial_breach(op->l->r, "answer", "%s: no meta",
 			     op->req->t->address);
 		return;
@@ -799,9 +930,19 @@ static bool is_expected(const struct op *op, enum rc rc)
 	return op->kind == OP_RELAY && (rc == RC_CYCLE || rc == RC_CONFLICT);
 }
 
+static bool may_be_damaged(const struct trial *r)
+{
+	unsigned i;
+
+	for (i = 0; i < r->swarm.nodes; i++)
+		if (r->machines[i].sick)
+			return true;
+	return false;
+}
+
 static enum call_end op_failed(struct op *op, const struct answer *a)
 {
-	if (a->rc == RC_INTERNAL && !op->l->r->noted_bad)
+	if (a->rc == RC_INTERNAL && !may_be_damaged(op->l->r))
 		trial_breach(op->l->r, "internal", "%s %s: %s",
 			     op->req->t->address, op->req->method,
 			     a->why->text);
@@ -821,11 +962,8 @@ static enum call_end op_failed(struct op *op, const struct answer *a)
 static void check_end(const struct op *op, const struct answer *a)
 {
 	struct trial *r = op->l->r;
-	uint64_t took = world_now_ms(r->w) - op->begun_ms;
+	uint64_t took = trial_now(r) - op->begun_ms;
 
-	/* A process that stands still answers nothing. */
-	if (r->swarm.pauses)
-		return;
 	if (took > op->deadline_ms + LATE_MS)
 		trial_breach(r, "deadline",
 			     "%s %s took %" PRIu64 " ms of %" PRIu64,
@@ -836,34 +974,75 @@ static void check_end(const struct op *op, const struct answer *a)
 			     op->req->t->address);
 }
 
-static void replied(void *arg, const struct answer *a)
+/* What the session says, in the node's words. */
+static void answer_of(const struct session_answer *a, struct answer *out,
+		      struct detail *why)
+{
+	*why = (struct detail){ { 0 }, { 0 } };
+	*out = (struct answer){ .rc = a->rc,
+				.outcome = a->outcome,
+				.result = a->result,
+				.why = why };
+	if (a->rc == RC_OK)
+		return;
+	(void)snprintf(why->text, sizeof(why->text), "%.*s",
+		       (int)a->error.message.n,
+		       (const char *)a->error.message.p);
+	(void)snprintf(why->field, sizeof(why->field), "%.*s",
+		       (int)a->error.field.n, (const char *)a->error.field.p);
+}
+
+/* Keys and revisions, for who reads the trace. */
+static void trace_kv(struct trial *r, const struct kv_call *c)
+{
+	char text[160] = "";
+	size_t n = 0;
+	uint32_t i;
+
+	for (i = 0; i < c->ops_n && n < sizeof(text) - 40; i++)
+		n += (size_t)snprintf(text + n, sizeof(text) - n,
+				      " %u:%" PRIu64, c->ops[i].key,
+				      c->ops[i].rev);
+	for (i = 0; i < c->items_n && n < sizeof(text) - 40; i++)
+		n += (size_t)snprintf(text + n, sizeof(text) - n,
+				      " %u:%" PRIu64, c->items[i].key,
+				      c->items[i].rev);
+	trial_trace(r, "    keys%s", text);
+}
+
+static void replied(void *arg, const struct session_answer *said)
 {
 	struct op *op = arg;
 	struct trial *r = op->l->r;
 	enum call_end end = CALL_DONE;
+	struct detail why;
+	struct answer a;
 
-	/* What a dead node says, nobody hears. */
-	if (!world_alive(r->w, TRIAL_NODE)) {
-		op->call = NULL;
+	if (op->l->closing)
 		return;
-	}
-	check_end(op, a);
-	if (a->rc == RC_OK)
-		op_done(op, a);
+	answer_of(said, &a, &why);
+	op->tries = said->tries;
+	check_end(op, &a);
+	if (a.rc == RC_OK)
+		op_done(op, &a);
 	else
-		end = op_failed(op, a);
+		end = op_failed(op, &a);
 	note_end(op, end);
-	world_note(r->w, &a->rc, sizeof(a->rc));
-	world_note(r->w, a->result.p, a->result.n);
-	trial_trace(r, "%s %s %s%s idem %" PRIu64 " begun %" PRIu64 " %s %s",
-		    a->rc == RC_OK ? "ok " : "err", op->req->t->address,
-		    op->req->method, op->client == &op->l->auditor ? "*" : "",
-		    op->req->idem,
+	world_note(r->w, &a.rc, sizeof(a.rc));
+	world_note(r->w, a.result.p, a.result.n);
+	if (op->kv != NULL)
+		trace_kv(r, op->kv);
+	trial_trace(r, "%s c%u %s %s%s idem %" PRIu64 " begun %" PRIu64 " %s %s",
+		    end == CALL_DONE	  ? "ok "
+		    : end == CALL_UNKNOWN ? "???"
+					  : "err",
+		    op->user->number, op->req->t->address, op->req->method,
+		    op->user == &op->l->auditor ? "*" : "", op->req->idem,
 		    op->kv != NULL        ? op->kv->begun
 		    : op->limiter != NULL ? op->limiter->begun
 					  : 0,
-		    a->rc == RC_OK ? "" : rc_name(a->rc),
-		    a->rc == RC_OK ? "" : a->why->text);
+		    a.rc == RC_OK ? "" : rc_name(a.rc),
+		    a.rc == RC_OK ? "" : why.text);
 	op_free(op);
 }
 
@@ -1007,10 +1186,10 @@ static bool bin_keys(const struct kv_call *c)
 }
 
 /* What `c` asks, as a request. */
-static struct request *kv_request(struct load *l, struct target *t,
-				  struct kv_call *c)
+static struct request *kv_request(struct load *l, const struct user *u,
+				  struct target *t, struct kv_call *c)
 {
-	struct request *q = request_new(l, t, wire_kv_method(c));
+	struct request *q = request_new(u, t, wire_kv_method(c));
 
 	/* A page that goes on behind another. */
 	if (c->kind == KV_LIST && c->to > c->from + 1 &&
@@ -1037,12 +1216,11 @@ static uint64_t args_hash(const struct request *q)
 	return h;
 }
 
-static void kv_begin(struct load *l, struct client *client, struct kv_call *c,
+static void kv_begin(struct load *l, struct kv_call *c,
 		     const struct request *q)
 {
-	c->lane = client->lane;
 	c->begun = ++l->r->now;
-	c->stamp_lo = stamp_of(l, q->t);
+	c->stamp_lo = stamp_lo(l, q->t);
 	c->idem = q->idem;
 	c->args = args_hash(q);
 	c->window_ns =
@@ -1050,83 +1228,68 @@ static void kv_begin(struct load *l, struct client *client, struct kv_call *c,
 		MS_NS;
 }
 
-static void send_kv(struct load *l, struct client *client, struct request *q,
+static void send_kv(struct load *l, struct user *u, struct request *q,
 		    struct kv_call *c)
 {
-	struct op *op = op_new(l, client, OP_KV, q);
+	struct op *op = op_new(l, u, OP_KV, q);
 	struct trial *r = l->r;
 
-	kv_begin(l, client, c, q);
+	kv_begin(l, c, q);
 	op->kv = c;
 	if (trial_chance(r, r->swarm.hurried))
 		op->deadline_ms = 1 + trial_random(r, 20);
 	op_send(op);
 }
 
-/* The same once more: the questions, without the answers. */
-static struct kv_call *kv_again(const struct request *q)
-{
-	const struct kv_call *old = q->kv;
-	struct kv_call *c = kv_history_add(q->t->kv, old->ops_n);
-	uint32_t i;
-
-	c->kind = old->kind;
-	c->answer_large = old->answer_large;
-	for (i = 0; i < old->ops_n; i++) {
-		c->ops[i] = old->ops[i];
-		c->ops[i].rev = 0;
-		c->ops[i].sum = 0;
-		c->ops[i].existed = false;
-		if (old->kind == KV_GET)
-			c->ops[i].value = (struct kv_value){ KV_NONE, 0 };
-	}
-	return c;
-}
-
 /* Another call under the same key. */
-static struct request *other_args(struct load *l, const struct request *q)
+static struct request *other_args(struct load *l, const struct user *u,
+				  const struct request *q)
 {
 	struct kv_call *c = new_single(l, q->t, q->kv->kind);
-	struct request *other = kv_request(l, q->t, c);
+	struct request *other = kv_request(l, u, q->t, c);
 
 	other->idem = q->idem;
 	other->window_ms = q->window_ms;
-	other->principal = q->principal;
 	/* By chance it may be the same. */
 	other->sent = 1;
 	return other;
 }
 
-/* Records that may have expired promise nothing any more. */
-static void relay_again(struct load *l, struct relay_call *rc)
+/* Any user that the key is good for: the scope of a key is its principal. */
+static struct user *user_for(struct load *l, const struct request *q)
 {
-	rc->asked++;
-	if (stamp_of(l, rc->relay) - rc->stamp >= RELAY_WINDOW_MS * MS_NS ||
-	    stamp_of(l, rc->sink) - rc->sink_stamp >=
-		    IDEM_WINDOW_DEFAULT_MS * MS_NS)
-		rc->late = true;
+	uint32_t n = l->r->swarm.clients;
+	uint32_t at = (uint32_t)trial_random(l->r, n);
+	uint32_t i;
+
+	for (i = 0; i < n; i++)
+		if (l->users[(at + i) % n].principal == q->principal)
+			return &l->users[(at + i) % n];
+	return &l->auditor;
 }
 
-static void send_again(struct load *l, struct client *client, struct request *q)
+static void send_again(struct load *l, struct request *q)
 {
+	struct user *u = user_for(l, q);
 	struct request *other;
 
 	if (q->relay != NULL) {
-		struct op *op = op_new(l, client, OP_RELAY, q);
+		struct op *op = op_new(l, u, OP_RELAY, q);
 
-		relay_again(l, q->relay);
+		q->relay->asked++;
+		relay_late(l, q->relay);
 		op->deadline_ms = 10000;
 		op_send(op);
 		return;
 	}
 	if (q->kv->kind != KV_BATCH && q->kv->kind != KV_DESTROY &&
 	    trial_chance(l->r, 10)) {
-		other = other_args(l, q);
-		send_kv(l, client, other, other->kv);
+		other = other_args(l, u, q);
+		send_kv(l, u, other, other->kv);
 		request_drop(other);
 		return;
 	}
-	send_kv(l, client, q, kv_again(q));
+	send_kv(l, u, q, kv_again(q));
 }
 
 static struct kv_call *new_call(struct load *l, struct target *t, bool keyed)
@@ -1150,13 +1313,12 @@ static struct kv_call *new_call(struct load *l, struct target *t, bool keyed)
 	return new_single(l, t, some_write(r));
 }
 
-static void kv_one(struct load *l, struct client *client, struct target *t)
+static void kv_one(struct load *l, struct user *u, struct target *t)
 {
 	struct trial *r = l->r;
 	bool keyed = trial_chance(r, r->swarm.keyed);
 	struct kv_call *c = new_call(l, t, keyed);
-	struct request *q = kv_request(l, t, c);
-	uint32_t i;
+	struct request *q = kv_request(l, u, t, c);
 
 	/* Of a large value the answer could not be recorded. */
 	if (keyed && c->kind != KV_LIST &&
@@ -1168,19 +1330,17 @@ static void kv_one(struct load *l, struct client *client, struct target *t)
 				trial_random(r,
 					     trial_chance(r, 60) ? 60 : 2000);
 	}
-	send_kv(l, client, q, c);
-	if (q->idem != 0 && r->swarm.twice && trial_chance(r, 10)) {
-		i = (uint32_t)trial_random(r, r->swarm.clients);
-		send_kv(l, &l->clients[i], q, kv_again(q));
-	}
+	send_kv(l, u, q, c);
+	if (q->idem != 0 && r->swarm.twice && trial_chance(r, 10))
+		send_kv(l, user_for(l, q), q, kv_again(q));
 	request_drop(q);
 }
 
 /* ------------------------------------------------------------ rate_limiter */
 
-static void policy_send(struct load *l, struct target *t)
+static void policy_send(struct load *l, struct user *u, struct target *t)
 {
-	struct request *q = request_new(l, t, "put_policy");
+	struct request *q = request_new(u, t, "put_policy");
 	struct op *op;
 
 	pack_map(&q->args, 5);
@@ -1194,7 +1354,7 @@ static void policy_send(struct load *l, struct target *t)
 	pack_cstr(&q->args, class_words[t->class]);
 	pack_cstr(&q->args, "if_rev");
 	pack_u64(&q->args, 0);
-	op = op_new(l, NULL, OP_POLICY, q);
+	op = op_new(l, u, OP_POLICY, q);
 	request_drop(q);
 	op_send(op);
 }
@@ -1219,7 +1379,7 @@ static void limiter_args(struct request *q, const struct limiter_call *c)
 	pack_cstr(&q->args, key);
 }
 
-static void limiter_one(struct load *l, struct client *client, struct target *t)
+static void limiter_one(struct load *l, struct user *u, struct target *t)
 {
 	struct trial *r = l->r;
 	struct limiter_call *c;
@@ -1227,7 +1387,7 @@ static void limiter_one(struct load *l, struct client *client, struct target *t)
 	struct op *op;
 
 	if (!t->configured) {
-		policy_send(l, t);
+		policy_send(l, u, t);
 		return;
 	}
 	c = limiter_history_add(t->limiter);
@@ -1237,16 +1397,17 @@ static void limiter_one(struct load *l, struct client *client, struct target *t)
 	if (c->take && trial_chance(r, 20))
 		c->cost = 1 + (uint32_t)trial_random(r, t->burst);
 	c->reset = !c->take && trial_chance(r, 5);
-	q = request_new(l, t,
+	q = request_new(u, t,
 			c->reset                         ? "reset"
 			: c->take || trial_chance(r, 50) ? "check"
 							 : "peek");
 	limiter_args(q, c);
 	c->begun = ++r->now;
-	c->begun_ms = world_now_ms(r->w);
-	c->stamp_lo = stamp_of(l, t);
-	op = op_new(l, client, OP_LIMITER, q);
+	c->begun_ms = trial_now(r);
+	c->stamp_lo = stamp_lo(l, t);
+	op = op_new(l, u, OP_LIMITER, q);
 	op->limiter = c;
+	op->meta = op->meta || t->class == LIMITER_LAGGED;
 	request_drop(q);
 	op_send(op);
 }
@@ -1348,16 +1509,17 @@ static void relay_chain(struct load *l, const struct target *a,
 	pack_array(w, 0);
 }
 
-static void relay_one(struct load *l, struct client *client, struct target *t)
+static void relay_one(struct load *l, struct user *u, struct target *t)
 {
 	struct trial *r = l->r;
-	struct request *q = request_new(l, t, "run");
+	struct request *q = request_new(u, t, "run");
 	struct relay_call *rc;
 	struct op *op;
 
-	op = op_new(l, client, OP_RELAY, q);
-	op->deadline_ms = 20000;
-	op->must_not_hang = !r->swarm.slow_syncs && !r->swarm.pauses;
+	op = op_new(l, u, OP_RELAY, q);
+	op->deadline_ms = trial_lone(r) ? 20000 : 4 * r->swarm.deadline_ms;
+	op->must_not_hang = trial_lone(r) && !r->swarm.slow_syncs &&
+			    (r->swarm.faults & FAULTS_THAT_HANG) == 0;
 	if (trial_chance(r, 40)) {
 		relay_chain(l, t, &q->args);
 	} else {
@@ -1366,8 +1528,8 @@ static void relay_one(struct load *l, struct client *client, struct target *t)
 		rc->relay = t;
 		rc->sink = some_target(l, TARGET_SINK);
 		rc->rows = trial_chance(r, 60);
-		rc->stamp = stamp_of(l, t);
-		rc->sink_stamp = stamp_of(l, rc->sink);
+		rc->stamp = stamp_lo(l, t);
+		rc->sink_stamp = stamp_lo(l, rc->sink);
 		rc->asked = 1;
 		TAILQ_INSERT_TAIL(&l->relays, rc, link);
 		q->relay = rc;
@@ -1385,16 +1547,16 @@ static void relay_one(struct load *l, struct client *client, struct target *t)
 
 /* ------------------------------------------------------------------ clients */
 
-static void one_call(struct client *c)
+static void one_call(struct user *u)
 {
-	struct load *l = c->l;
+	struct load *l = u->l;
 	struct trial *r = l->r;
 	struct target *t;
 	struct request *q;
 
 	if (l->kept_n > 0 && trial_chance(r, 30)) {
 		q = l->kept[--l->kept_n];
-		send_again(l, c, q);
+		send_again(l, q);
 		request_drop(q);
 		return;
 	}
@@ -1402,44 +1564,45 @@ static void one_call(struct client *c)
 		t = &l->targets[trial_random(r, l->targets_n)];
 	while (t->kind == TARGET_SINK);
 	if (t->kind == TARGET_KV)
-		kv_one(l, c, t);
+		kv_one(l, u, t);
 	else if (t->kind == TARGET_LIMITER)
-		limiter_one(l, c, t);
+		limiter_one(l, u, t);
 	else
-		relay_one(l, c, t);
+		relay_one(l, u, t);
 	if (trial_chance(r, r->swarm.cancels))
-		world_at(r->w, TRIAL_NODE,
-			 world_now_ms(r->w) + trial_random(r, 4), cancel_due,
-			 c);
+		world_at(r->w, WORLD_NOBODY,
+			 trial_now(r) + trial_random(r, 4), cancel_due, u);
 }
 
-static void again_in(struct client *c, uint64_t ms)
+static void again_in(struct user *u, uint64_t ms)
 {
-	struct trial *r = c->l->r;
+	struct trial *r = u->l->r;
 
-	world_at(r->w, TRIAL_NODE, world_now_ms(r->w) + ms, client_due, c);
+	if (u->due)
+		return;
+	u->due = true;
+	world_at(r->w, WORLD_NOBODY, trial_now(r) + ms, user_due, u);
 }
 
-static void client_due(void *arg)
+static void user_due(void *arg)
 {
-	struct client *c = arg;
-	struct load *l = c->l;
+	struct user *u = arg;
+	struct load *l = u->l;
 	const struct swarm *swarm = &l->r->swarm;
-	uint64_t now = world_now_ms(l->r->w);
+	uint64_t now = trial_now(l->r);
 	uint32_t i;
 
-	if (now < c->rest_ms && !l->stopped) {
-		again_in(c, c->rest_ms - now);
+	u->due = false;
+	if (l->stopped || l->r->tally.calls >= swarm->calls_max)
+		return;
+	if (now < u->rest_ms) {
+		again_in(u, u->rest_ms - now);
 		return;
 	}
-	for (i = 0; i < swarm->burst && c->open < swarm->depth && !l->stopped &&
-		    l->r->tally.calls < swarm->calls_max;
-	     i++)
-		one_call(c);
+	for (i = 0; i < swarm->burst && u->open < swarm->depth; i++)
+		one_call(u);
 	/* At least a ms later, or time would stand still. */
-	if (!l->stopped && l->r->tally.calls < swarm->calls_max)
-		again_in(c,
-			 trial_random(l->r, swarm->think_ms + 1u) + (i == 0));
+	again_in(u, trial_random(l->r, swarm->think_ms + 1u) + (i == 0));
 }
 
 void load_start(struct load *l)
@@ -1448,13 +1611,8 @@ void load_start(struct load *l)
 	uint32_t i;
 
 	l->stopped = false;
-	l->auditor.lane = l->next_lane++;
-	for (i = 0; i < l->targets_n; i++)
-		place(l, &l->targets[i]);
-	for (i = 0; i < r->swarm.clients; i++) {
-		l->clients[i].lane = l->next_lane++;
-		again_in(&l->clients[i], trial_random(r, 4));
-	}
+	for (i = 0; i < r->swarm.clients; i++)
+		again_in(&l->users[i], trial_random(r, 4));
 }
 
 void load_stop(struct load *l)
@@ -1467,40 +1625,60 @@ uint32_t load_open(const struct load *l)
 	return l->open;
 }
 
-/* A lagged limiter may lose what it took in its last moments: what was answered
- * a lag ago at most, or so that hardly a sync was done since. */
-static void lose_perishable(struct load *l, struct limiter_history *h)
+/* What an owner in an earlier term answered after the last that is left of it
+ * may be lost. It may not be much: it stops when the oldest is older than a
+ * lag. */
+static void lose_perishable(struct load *l, const struct target *t,
+			    uint64_t term)
 {
-	struct trial *r = l->r;
-	size_t i = limiter_history_calls(h);
+	uint64_t tail_ms = watch_tail_ms(l->r->watch, t->shard, term);
+	size_t i = limiter_history_calls(t->limiter);
+	const struct limiter_call *last = NULL;
 	struct limiter_call *c;
 
 	while (i-- > 0) {
-		c = limiter_history_call(h, i);
-		if (c->end != CALL_DONE)
+		c = limiter_history_call(t->limiter, i);
+		if (c->end != CALL_DONE || c->ended_ms < tail_ms ||
+		    c->term >= term)
 			continue;
-		if (c->ended_ms + LAG_MS_DEFAULT + LAG_SLACK_MS <
-			    world_now_ms(r->w) &&
-		    c->ended_syncs + 3 < r->log_syncs)
-			return;
 		c->perishable = true;
+		if (!c->take || !c->allowed || c->cost == 0)
+			continue;
+		if (last == NULL || c->begun_ms > last->begun_ms)
+			last = c;
+		if (c->begun_ms > tail_ms && c->term == last->term &&
+		    last->begun_ms > c->ended_ms + LAG_MS_DEFAULT +
+					     LAG_SLACK_MS)
+			trial_breach(l->r, "lag",
+				     "%s: call %" PRIu64
+				     " was answered %" PRIu64
+				     " ms after call %" PRIu64
+				     ", of which nothing is left",
+				     t->address, last->begun,
+				     last->begun_ms - c->ended_ms, c->begun);
 	}
 }
 
-void load_crashed(struct load *l)
+void load_owner(struct load *l, uint32_t shard, unsigned node, uint64_t term)
 {
-	struct op *op;
+	struct target *t;
 	uint32_t i;
 
-	while ((op = TAILQ_FIRST(&l->ops)) != NULL) {
-		note_end(op, CALL_UNKNOWN);
-		op_free(op);
+	trial_trace(l->r,
+		    "n%u owns shard %u in term %" PRIu64 ", committed %" PRIu64
+		    ", of before until %" PRIu64 " ms",
+		    node + 1, shard, term, watch_commit(l->r->watch, shard),
+		    watch_tail_ms(l->r->watch, shard, term));
+	if (term > l->owner_term[shard])
+		l->owner_term[shard] = term;
+	for (i = 0; i < l->targets_n; i++) {
+		t = &l->targets[i];
+		if (t->limiter == NULL || t->shard != shard)
+			continue;
+		limiter_history_lead(t->limiter, stamp_hi(l, t));
+		if (t->class == LIMITER_LAGGED)
+			lose_perishable(l, t, term);
 	}
-	for (i = 0; i < l->targets_n; i++)
-		if (l->targets[i].kind == TARGET_LIMITER &&
-		    l->targets[i].class == LIMITER_LAGGED)
-			lose_perishable(l, l->targets[i].limiter);
-	memset(l->lag, 0, sizeof(l->lag));
 }
 
 /* ----------------------------------------------------------------- the end */
@@ -1508,10 +1686,10 @@ void load_crashed(struct load *l)
 static bool wait_for_all(struct load *l)
 {
 	struct trial *r = l->r;
-	uint64_t end = world_now_ms(r->w) + DEADLINE_MAX_MS + 30000;
+	uint64_t end = trial_now(r) + DEADLINE_MAX_MS + 30000;
 
 	while (l->open > 0) {
-		if (world_now_ms(r->w) > end) {
+		if (trial_now(r) > end) {
 			trial_breach(r, "no-hang",
 				     "%u calls have no answer, one to %s",
 				     l->open,
@@ -1542,11 +1720,11 @@ static struct kv_call *audit_send(struct load *l, struct target *t,
 			.kind = KV_DELETE,
 			.key = (uint16_t)(t->keys + TTL_KEYS),
 		};
-	q = request_new(l, t, wire_kv_method(c));
+	q = request_new(&l->auditor, t, wire_kv_method(c));
 	wire_kv_args(c, false, &q->args);
 	q->kv = c;
 	op = op_new(l, &l->auditor, OP_KV, q);
-	kv_begin(l, &l->auditor, c, q);
+	kv_begin(l, c, q);
 	op->kv = c;
 	op->deadline_ms = 30000;
 	op->meta = false;
@@ -1558,8 +1736,10 @@ static struct kv_call *audit_send(struct load *l, struct target *t,
 /* Refused, as anybody may be: again a little later. False: too often. */
 static bool audit_again(struct load *l, const struct target *t, unsigned *tries)
 {
-	if (l->r->noted_bad)
+	if (trial_lone(l->r) && may_be_damaged(l->r)) {
+		l->r->over = true;
 		return false;
+	}
 	if (++*tries > AUDIT_TRIES) {
 		trial_breach(l->r, "audit", "%s cannot be read", t->address);
 		return false;
@@ -1593,7 +1773,8 @@ static bool audit_kv(struct load *l, struct target *t)
 static void rows_send(struct load *l, struct target *t)
 {
 	bool sink = t->kind == TARGET_SINK;
-	struct request *q = request_new(l, t, sink ? "list" : "get");
+	struct request *q =
+		request_new(&l->auditor, t, sink ? "list" : "get");
 	struct op *op;
 
 	pack_map(&q->args, sink);
@@ -1624,25 +1805,12 @@ static bool audit_rows(struct load *l, struct target *t)
 	}
 }
 
-void load_ready(struct load *l)
+void load_settled(struct load *l)
 {
-	struct target *t;
-	uint32_t i;
+	struct astray *a;
 
-	for (i = 0; i < l->targets_n; i++) {
-		t = &l->targets[i];
-		if (t->limiter != NULL)
-			limiter_history_lead(t->limiter, stamp_of(l, t));
-		if (t->kv == NULL || l->stopped)
-			continue;
-		/* Before anything else is done to it. */
-		(void)audit_send(l, t, KV_DELETE, 0);
-		(void)audit_send(l, t, KV_LIST, 0);
-	}
-	for (i = 0; i < l->r->swarm.clients && !l->stopped; i++) {
-		l->clients[i].rest_ms = 0;
-		again_in(&l->clients[i], 0);
-	}
+	while ((a = TAILQ_FIRST(&l->astrays)) != NULL)
+		astray_ends(l, a);
 }
 
 bool load_audit(struct load *l)
@@ -1683,7 +1851,7 @@ bool load_settle(struct load *l)
 		while (n-- > 0) {
 			struct request *q = l->kept[--l->kept_n];
 
-			send_again(l, &l->clients[0], q);
+			send_again(l, q);
 			request_drop(q);
 			if (!wait_for_all(l))
 				return false;
@@ -1737,8 +1905,13 @@ static void judge_relays(struct load *l)
 void load_judge(struct load *l)
 {
 	struct breach b = { { 0 }, { 0 } };
+	struct op *op;
 	enum verdict v;
 	uint32_t i;
+
+	/* Of a node that stays down. */
+	TAILQ_FOREACH(op, &l->ops, link)
+	note_end(op, CALL_UNKNOWN);
 
 	for (i = 0; i < l->targets_n; i++) {
 		struct target *t = &l->targets[i];
@@ -1752,7 +1925,9 @@ void load_judge(struct load *l)
 				limiter_history_calls(t->limiter);
 			v = limiter_history_check(t->limiter, &b);
 		}
-		if (v != VERDICT_GOOD) {
+		l->r->tally.histories++;
+		l->r->tally.undecided += v == VERDICT_UNDECIDED;
+		if (v == VERDICT_BAD) {
 			trial_breach(l->r, b.invariant, "%s", b.text);
 			return;
 		}

@@ -1,9 +1,9 @@
 /*
- * load - seeded clients of one run: they call, and write down what they were
+ * load - seeded users of a trial: they call, and write down what they were
  * told.
  *
- * One thread. Each client is a connection: its calls to one object keep their
- * order. Everything is drawn from the run's seed.
+ * One thread. Each user has a client of his own; an auditor looks at everything
+ * in the end. Everything is drawn from the trial's seed.
  */
 #ifndef TESTS_SIM_LOAD_H
 #define TESTS_SIM_LOAD_H
@@ -13,23 +13,29 @@
 struct load *load_new(struct trial *r);
 void load_free(struct load *l);
 
-/* After each boot: the clients begin (before the node is ready, too). */
+/* The name of the i-th principal; it outlives every call. */
+struct pack_bytes load_principal(uint32_t i);
+
+/* The users begin; nothing needs to run yet. */
 void load_start(struct load *l);
 /* No new calls. */
 void load_stop(struct load *l);
-/* The node leads every shard. */
-void load_ready(struct load *l);
+/* Between two events. */
+void load_tick(struct load *l);
 /* In flight. */
 uint32_t load_open(const struct load *l);
-/* The node is about to be forgotten: what is in flight is unknown. */
-void load_crashed(struct load *l);
+/* `node` owns the shard, in a term that began now. */
+void load_owner(struct load *l, uint32_t shard, unsigned node, uint64_t term);
 
-/* Look at every object: runs the world until all is answered. False: the node
- * ended. */
+/* Nothing that was asked can begin any more: what is unknown is over. The nodes
+ * are level. */
+void load_settled(struct load *l);
+/* Look at every object: runs the world until all is answered. False: it could
+ * not be. */
 bool load_audit(struct load *l);
 /* Try again what is unknown and has a key. Runs the world, too. */
 bool load_settle(struct load *l);
-/* Judge all histories; breaches are noted in the run. */
+/* Judge all histories; breaches are noted in the trial. */
 void load_judge(struct load *l);
 
 #endif

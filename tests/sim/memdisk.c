@@ -107,6 +107,7 @@ struct mem_file {
 struct memdisk {
 	struct disk disk;
 	uint32_t magic;
+	struct disk durable; /* The same, as a power cut would leave it. */
 	struct memdisk_host host;
 	struct prng random;
 	uint64_t generation;
@@ -1507,6 +1508,139 @@ void memdisk_copy(struct memdisk *to, const struct memdisk *from)
 	copy_dir(to, to->root, from->root);
 }
 
+/* ---- what is durable ---- */
+
+static void clone_bytes(struct inode *to, const struct inode *from)
+{
+	const struct chunk *c;
+	const uint8_t *p;
+	unsigned s;
+	size_t i;
+
+	to->size = to->disk_size = from->disk_size;
+	for (i = 0; i < from->chunks_n; i++) {
+		c = &from->chunks[i];
+		for (s = 0; s < SECTORS; s++) {
+			p = (c->dirty | c->lost) & 1u << s ? c->disk : c->cache;
+			if (p != NULL)
+				sector_copy(&chunk_at(to, i)->cache, p, s);
+		}
+	}
+}
+
+static void clone_dir(struct memdisk *d, struct inode *to,
+		      const struct inode *from)
+{
+	const struct entries *e = &from->disk;
+	struct inode *made;
+	size_t i;
+
+	for (i = 0; i < e->n; i++) {
+		made = inode_new(d, e->v[i].inode->is_dir);
+		if (made->is_dir)
+			clone_dir(d, made, e->v[i].inode);
+		else
+			clone_bytes(made, e->v[i].inode);
+		link_to(d, to, e->v[i].name, made);
+	}
+	entries_copy(&to->disk, &to->now);
+}
+
+void memdisk_clone(struct memdisk *to, const struct memdisk *from)
+{
+	PRE(to != from);
+	memdisk_wipe(to);
+	to->root->number = from->root->number;
+	to->birth_ns = from->birth_ns;
+	to->birth_hidden = from->birth_hidden;
+	clone_dir(to, to->root, from->root);
+}
+
+static struct inode *disk_find(struct memdisk *d, const char *name);
+static void read_disk(const struct inode *i, uint8_t *p, uint64_t from,
+		      size_t n);
+
+static struct memdisk *durable_of(struct disk *disk)
+{
+	struct memdisk *d = CONTAINER_OF(disk, struct memdisk, durable);
+
+	CHECK_OBJ(d, DISK_MAGIC);
+	return d;
+}
+
+static enum rc durable_open(struct disk *disk, const char *name, unsigned flags,
+			    struct disk_file **out, struct detail *why)
+{
+	struct memdisk *d = durable_of(disk);
+	struct inode *i = disk_find(d, name);
+
+	if (i == NULL || i->is_dir)
+		return detail_set(why, RC_NOT_FOUND, NULL, "open %s", name);
+	file_new(d, i, name, flags, out);
+	(*out)->disk = disk;
+	return RC_OK;
+}
+
+static enum rc durable_read(struct disk_file *file, void *p, size_t n,
+			    uint64_t off, size_t *got)
+{
+	struct mem_file *f = file_of(file);
+	const struct inode *i = f->inode;
+
+	check_direct(f, p, n, off);
+	*got = 0;
+	if (off >= i->disk_size)
+		return RC_OK;
+	*got = n < i->disk_size - off ? n : (size_t)(i->disk_size - off);
+	read_disk(i, p, off, *got);
+	return RC_OK;
+}
+
+static enum rc durable_size(struct disk_file *file, uint64_t *bytes)
+{
+	*bytes = file_of(file)->inode->disk_size;
+	return RC_OK;
+}
+
+static enum rc durable_list(struct disk *disk, const char *name,
+			    void (*cb)(void *arg, const char *name), void *arg)
+{
+	struct memdisk *d = durable_of(disk);
+	const struct inode *dir = name[0] == '\0' ? d->root
+						  : disk_find(d, name);
+	size_t i;
+
+	if (dir == NULL || !dir->is_dir)
+		return RC_NOT_FOUND;
+	for (i = 0; i < dir->disk.n; i++)
+		cb(arg, dir->disk.v[i].name);
+	return RC_OK;
+}
+
+static enum rc durable_birth(struct disk *disk, struct disk_birth *out)
+{
+	struct memdisk *d = durable_of(disk);
+
+	out->inode = d->root->number;
+	out->birth_ns = d->birth_hidden ? 0 : d->birth_ns;
+	return RC_OK;
+}
+
+static const struct disk_ops durable_ops = {
+	.open = durable_open,
+	.close = mem_close,
+	.read = durable_read,
+	.size = durable_size,
+	.list = durable_list,
+	.birth = durable_birth,
+};
+
+struct disk *memdisk_durable(struct memdisk *d)
+{
+	d->durable.ops = &durable_ops;
+	return &d->durable;
+}
+
 /* ---- what drivers ask ---- */
 
 void memdisk_watch(struct memdisk *d,
@@ -1567,25 +1701,29 @@ static struct inode *disk_find(struct memdisk *d, const char *name)
 }
 
 /* The disk's bytes where the cache differs. */
-static void read_disk(const struct inode *i, uint8_t *p, uint64_t size)
+static void read_disk(const struct inode *i, uint8_t *p, uint64_t from,
+		      size_t n)
 {
-	uint64_t off;
 	const struct chunk *c;
-	const uint8_t *from;
+	const uint8_t *bytes;
+	uint64_t off = from;
 	size_t some;
 
-	memset(p, 0, (size_t)size);
-	for (off = 0; off < size; off += WORLD_SECTOR) {
-		if (off / CHUNK >= i->chunks_n)
-			return;
-		c = &i->chunks[off / CHUNK];
-		from = (c->dirty | c->lost) & 1u << off % CHUNK / WORLD_SECTOR
-			       ? c->disk
-			       : c->cache;
-		some = (size_t)(size - off < WORLD_SECTOR ? size - off
-							  : WORLD_SECTOR);
-		if (from != NULL)
-			memcpy(p + off, from + off % CHUNK, some);
+	for (; n > 0; n -= some, off += some, p += some) {
+		some = WORLD_SECTOR - (size_t)(off % WORLD_SECTOR);
+		some = some < n ? some : n;
+		bytes = NULL;
+		if (off / CHUNK < i->chunks_n) {
+			c = &i->chunks[off / CHUNK];
+			bytes = (c->dirty | c->lost) &
+						1u << off % CHUNK / WORLD_SECTOR
+					? c->disk
+					: c->cache;
+		}
+		if (bytes == NULL)
+			memset(p, 0, some);
+		else
+			memcpy(p, bytes + off % CHUNK, some);
 	}
 }
 
@@ -1600,7 +1738,7 @@ uint8_t *memdisk_file(struct memdisk *d, const char *name, bool durable,
 	*bytes = (size_t)(durable ? i->disk_size : i->size);
 	p = sim_alloc(*bytes + 1);
 	if (durable)
-		read_disk(i, p, *bytes);
+		read_disk(i, p, 0, *bytes);
 	else
 		read_bytes(i, p, *bytes, 0, false);
 	return p;
@@ -1658,6 +1796,11 @@ void memdisk_files(struct memdisk *d,
 void memdisk_capacity(struct memdisk *d, uint64_t bytes)
 {
 	d->capacity = bytes;
+}
+
+uint64_t memdisk_used(const struct memdisk *d)
+{
+	return d->used;
 }
 
 void memdisk_birth_hidden(struct memdisk *d, bool hidden)

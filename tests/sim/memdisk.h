@@ -50,6 +50,10 @@ void memdisk_power_cut(struct memdisk *d);
 void memdisk_drop_caches(struct memdisk *d);
 void memdisk_wipe(struct memdisk *d);
 void memdisk_copy(struct memdisk *to, const struct memdisk *from);
+/* What is durable of `from`, and its birth. */
+void memdisk_clone(struct memdisk *to, const struct memdisk *from);
+/* Only to read, and only what is durable. */
+struct disk *memdisk_durable(struct memdisk *d);
 
 void memdisk_watch(struct memdisk *d,
 		   void (*cb)(void *arg, enum world_op op, const char *name),
@@ -67,6 +71,7 @@ void memdisk_files(struct memdisk *d,
 		   void (*cb)(void *arg, const char *name, uint64_t bytes),
 		   void *arg);
 void memdisk_capacity(struct memdisk *d, uint64_t bytes);
+uint64_t memdisk_used(const struct memdisk *d);
 void memdisk_birth_hidden(struct memdisk *d, bool hidden);
 
 /* Memory for the simulated world: never fails (it aborts), and the n-th

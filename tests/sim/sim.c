@@ -1,5 +1,5 @@
 /*
- * sim - the node in the seeded world: many seeds, every crash point, every
+ * sim - the cluster in the seeded world: many seeds, every crash point, every
  * mutant. tests/sim/README.md says how to read what it prints.
  */
 #include <inttypes.h>
@@ -13,9 +13,11 @@
 #include "node/base/check.h"
 #include "node/base/mutant.h"
 #include "tests/sim/farm.h"
+#include "tests/sim/ledger.h"
+#include "tests/sim/mutants.h"
 #include "tests/sim/sweep.h"
 
-#define SECONDS_OF_A_TRIAL 30u
+#define SECONDS_OF_A_TRIAL 60u
 #define TWICE_EVERY        100u
 
 struct options {
@@ -28,6 +30,8 @@ struct options {
 	bool json;
 	bool loud;
 	bool quiet;
+	bool mutants;
+	enum focus focus;
 	const char *regressions;
 	const char *mutant;
 	const char *only;
@@ -35,14 +39,10 @@ struct options {
 
 static struct options opt = { .jobs = 2 };
 
-static struct {
-	uint64_t seeds;
-	uint64_t violations;
-	uint64_t replayed; /* Seeds that ran twice. */
-	uint64_t passed;   /* As ./check counts. */
-	uint64_t failed;
-	struct tally sum;
-} ledger;
+static struct ledger ledger;
+/* As ./check counts. */
+static uint64_t passed;
+static uint64_t failed;
 
 static uint64_t real_ms(void)
 {
@@ -60,7 +60,7 @@ static void seed_body(const struct task *t, struct finding *out)
 	struct trial *r;
 
 	mutant_now = (enum mutant)t->mutant;
-	swarm_draw(&swarm, t->seed, FOCUS_NONE);
+	swarm_draw(&swarm, t->seed, (enum focus)t->focus);
 	r = trial_new(t->seed, &swarm);
 	r->loud = opt.loud;
 	trial_all(r);
@@ -72,24 +72,6 @@ static void seed_body(const struct task *t, struct finding *out)
 	trial_free(r);
 }
 
-static void add(uint64_t *sum, const uint64_t *part, size_t n)
-{
-	while (n-- > 0)
-		*sum++ += *part++;
-}
-
-static void tally_add(const struct tally *t)
-{
-	struct tally *sum = &ledger.sum;
-	uint64_t segments = sum->segments;
-
-	_Static_assert(sizeof(*t) % sizeof(uint64_t) == 0,
-		       "a tally is made of counts");
-	add((uint64_t *)sum, (const uint64_t *)t,
-	    sizeof(*t) / sizeof(uint64_t));
-	sum->segments = t->segments > segments ? t->segments : segments;
-}
-
 static void say_outcome(const char *what, uint64_t seed,
 			const struct finding *o, const char *report)
 {
@@ -99,11 +81,14 @@ static void say_outcome(const char *what, uint64_t seed,
 		printf("%s %" PRIu64 " ok: %" PRIu64 " ms, %" PRIu64
 		       " events, %" PRIu64 " calls (%" PRIu64 " ok, %" PRIu64
 		       " failed, %" PRIu64 " refused, %" PRIu64
-		       " unknown), %" PRIu64 " boots, hash %016" PRIx64 "\n",
+		       " unknown), %" PRIu64 " boots, %" PRIu64
+		       " leaderships, %" PRIu64 " installs, healed in %" PRIu64
+		       " ms, hash %016" PRIx64 "\n",
 		       what, seed, t->virtual_ms, t->events, t->calls,
 		       t->by_end[CALL_DONE], t->by_end[CALL_FAILED],
 		       t->by_end[CALL_REFUSED], t->by_end[CALL_UNKNOWN],
-		       t->boots, t->hash);
+		       t->boots, t->elections, t->installs, t->heal_ms,
+		       t->hash);
 	if (o->broken)
 		printf("FAIL %s %" PRIu64 " breaks %s: %s\n%s\n", what, seed,
 		       o->breach.invariant, o->breach.text, report);
@@ -118,7 +103,7 @@ static void seed_done(struct task *t, const struct finding *o,
 		      const char *report)
 {
 	ledger.seeds++;
-	tally_add(&o->tally);
+	ledger_add(&ledger, &o->tally);
 	ledger.violations += o->broken;
 	say_outcome("seed", t->seed, o, report);
 }
@@ -145,6 +130,7 @@ static void run_twice(uint64_t seed)
 	struct task t = { .seed = seed,
 			  .body = seed_body,
 			  .done = twice_done,
+			  .focus = opt.focus,
 			  .mutant = mutant_now };
 
 	farm_wait();
@@ -160,6 +146,7 @@ static void run_seed(uint64_t seed)
 	const struct task t = { .seed = seed,
 				.body = seed_body,
 				.done = seed_done,
+				.focus = opt.focus,
 				.mutant = mutant_now };
 
 	farm_start(&t);
@@ -170,9 +157,9 @@ static void run_seed(uint64_t seed)
 static void batch_over(const char *what, uint64_t violations)
 {
 	if (ledger.violations == violations)
-		ledger.passed++;
+		passed++;
 	else
-		ledger.failed++;
+		failed++;
 	if (!opt.quiet || ledger.violations != violations)
 		printf("%s: %s\n", what,
 		       ledger.violations == violations ? "ok" : "FAILED");
@@ -223,60 +210,6 @@ static void run_seconds(void)
 	batch_over("fresh seeds", violations);
 }
 
-/* ----------------------------------------------------------- the ledger */
-
-static void say_ledger(void)
-{
-	const struct tally *t = &ledger.sum;
-
-	printf("ledger: %" PRIu64 " seeds, %.2f virtual hours, %" PRIu64
-	       " events, %" PRIu64 " calls, %" PRIu64 " checked in histories, "
-	       "%" PRIu64 " boots\n"
-	       "        ended: %" PRIu64 " ok, %" PRIu64 " failed, %" PRIu64
-	       " refused, %" PRIu64 " unknown\n"
-	       "        crashes: %" PRIu64 " kill, %" PRIu64 " power cut, "
-	       "%" PRIu64 " failed write or sync, %" PRIu64 " closed; %" PRIu64
-	       " of them at an operation\n"
-	       "        clock jumps %" PRIu64 ", pauses %" PRIu64
-	       ", evictions %" PRIu64 ", loads %" PRIu64
-	       ", values found on the disk %" PRIu64 ", cycles refused %" PRIu64
-	       ", replayed %" PRIu64 "\n"
-	       "        damaged disks %" PRIu64 ", of them refused %" PRIu64
-	       "\n"
-	       "        violations: %" PRIu64 "\n",
-	       ledger.seeds, (double)t->virtual_ms / 3600000.0, t->events,
-	       t->calls, t->checked, t->boots, t->by_end[CALL_DONE],
-	       t->by_end[CALL_FAILED], t->by_end[CALL_REFUSED],
-	       t->by_end[CALL_UNKNOWN], t->crashes[CRASH_KILL],
-	       t->crashes[CRASH_POWER], t->crashes[CRASH_SYNC],
-	       t->crashes[CRASH_CLOSE], t->crash_points, t->jumps, t->pauses,
-	       t->evictions, t->loads, t->truths, t->cycles, ledger.replayed,
-	       t->damaged, t->detected, ledger.violations);
-}
-
-static void say_json(void)
-{
-	const struct tally *t = &ledger.sum;
-
-	printf("{\"seeds\":%" PRIu64
-	       ",\"virtual_hours\":%.4f,\"events\":%" PRIu64
-	       ",\"calls\":%" PRIu64 ",\"checked\":%" PRIu64
-	       ",\"boots\":%" PRIu64 ",\"crashes\":{\"kill\":%" PRIu64
-	       ",\"power_cut\":%" PRIu64 ",\"failed_sync\":%" PRIu64
-	       ",\"closed\":%" PRIu64 ",\"at_operation\":%" PRIu64
-	       "},\"faults\":{\"sync\":%" PRIu64 ",\"write\":%" PRIu64
-	       ",\"clock_jump\":%" PRIu64 ",\"pause\":%" PRIu64
-	       "},\"evictions\":%" PRIu64 ",\"loads\":%" PRIu64
-	       ",\"values_on_disk\":%" PRIu64 ",\"replayed\":%" PRIu64
-	       ",\"violations\":%" PRIu64 "}\n",
-	       ledger.seeds, (double)t->virtual_ms / 3600000.0, t->events,
-	       t->calls, t->checked, t->boots, t->crashes[CRASH_KILL],
-	       t->crashes[CRASH_POWER], t->crashes[CRASH_SYNC],
-	       t->crashes[CRASH_CLOSE], t->crash_points, t->sync_fails,
-	       t->write_fails, t->jumps, t->pauses, t->evictions, t->loads,
-	       t->truths, ledger.replayed, ledger.violations);
-}
-
 /* --------------------------------------------------------------- the program
  */
 
@@ -292,6 +225,8 @@ static _Noreturn void usage(int status)
 		"disk\n"
 		"  --only NAME          with --sweep: this one\n"
 		"  --mutant NAME        with seeds: this rule is left out\n"
+		"  --mutants            each of them, until it is caught\n"
+		"  --focus NAME         with seeds: trials of one kind\n"
 		"  --regressions FILE   known seeds, first\n"
 		"  --jobs N             processes at once (2)\n"
 		"  --json               the ledger as JSON, last\n"
@@ -305,6 +240,16 @@ static const char *value_of(int argc, char **argv, int *i)
 	if (*i + 1 >= argc)
 		usage(2);
 	return argv[++*i];
+}
+
+static enum focus focus_of(const char *name)
+{
+	unsigned f;
+
+	for (f = 0; f < FOCUSES; f++)
+		if (strcmp(name, focus_names[f]) == 0)
+			return (enum focus)f;
+	usage(2);
 }
 
 static void parse_range(const char *s)
@@ -343,6 +288,10 @@ static void parse(int argc, char **argv)
 			opt.mutant = value_of(argc, argv, &i);
 		} else if (strcmp(a, "--only") == 0) {
 			opt.only = value_of(argc, argv, &i);
+		} else if (strcmp(a, "--focus") == 0) {
+			opt.focus = focus_of(value_of(argc, argv, &i));
+		} else if (strcmp(a, "--mutants") == 0) {
+			opt.mutants = true;
 		} else if (strcmp(a, "--sweep") == 0) {
 			opt.sweep = true;
 		} else if (strcmp(a, "--json") == 0) {
@@ -386,12 +335,20 @@ int main(int argc, char **argv)
 	if (opt.seconds > 0)
 		run_seconds();
 	if (ledger.seeds > 0)
-		say_ledger();
+		ledger_say(&ledger);
+	if (opt.seconds > 0 && opt.focus == FOCUS_NONE) {
+		if (ledger_floors(&ledger, opt.seconds))
+			passed++;
+		else
+			failed++;
+	}
 	if (opt.sweep)
-		sweep_all(opt.only, opt.quiet, &ledger.passed, &ledger.failed);
-	printf("# sim: %" PRIu64 " passed, %" PRIu64 " failed\n", ledger.passed,
-	       ledger.failed);
+		sweep_all(opt.only, opt.quiet, &passed, &failed);
+	if (opt.mutants)
+		mutants_all(opt.only, opt.quiet, &passed, &failed);
+	printf("# sim: %" PRIu64 " passed, %" PRIu64 " failed\n", passed,
+	       failed);
 	if (opt.json)
-		say_json();
-	return ledger.failed > 0 ? 1 : 0;
+		ledger_json(&ledger);
+	return failed > 0 ? 1 : 0;
 }

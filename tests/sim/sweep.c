@@ -10,6 +10,8 @@
 #include <string.h>
 
 #include "node/base/mutant.h"
+#include "tests/sim/faults.h"
+#include "tests/sim/load.h"
 
 #define SWEEP_SEED  9u
 #define SWEEP_MAX   400u
@@ -56,21 +58,22 @@ static void body(const struct task *t, struct finding *out)
 	struct trial *r;
 
 	mutant_now = (enum mutant)t->mutant;
-	swarm_draw(&swarm, SWEEP_SEED, FOCUS_NONE);
-	swarm.cycles = 0;
+	swarm_draw(&swarm, SWEEP_SEED, FOCUS_LONE);
 	swarm.calls_max = SWEEP_CALLS;
-	swarm.at_boot = false;
-	swarm.damage = false;
-	swarm.jumps = false;
+	swarm.faults = 0;
 	r = trial_new(SWEEP_SEED, &swarm);
+	r->machines[TRIAL_NODE].ending = now->crash;
+	faults_expect(r->faults, TRIAL_NODE);
 	world_fault(r->w, TRIAL_NODE, &f);
-	if (trial_boot(r) == RC_OK)
-		(void)trial_for(r, SWEEP_MS);
+	load_start(r->load);
+	(void)trial_boot(r, TRIAL_NODE);
+	(void)trial_for(r, SWEEP_MS);
 	/* Told by what is left of the tally: nothing fired, nothing more to
 	 * sweep. */
-	out->tally.jumps = world_faults_fired(r->w, TRIAL_NODE);
-	if (!trial_is_broken(r)) {
-		trial_reboot(r, now->crash);
+	out->tally.resets = world_faults_fired(r->w, TRIAL_NODE);
+	if (!trial_is_broken(r) &&
+	    r->machines[TRIAL_NODE].state == MACHINE_UP) {
+		trial_crash(r, TRIAL_NODE, now->crash, 1);
 		(void)trial_for(r, SWEEP_MS);
 	}
 	trial_judge(r);
@@ -90,7 +93,7 @@ static void done(struct task *t, const struct finding *o, const char *report)
 		       now->name, t->seed, o->breach.invariant, o->breach.text,
 		       report);
 	}
-	if (o->tally.jumps == 0 && t->seed < end)
+	if (o->tally.resets == 0 && t->seed < end)
 		end = t->seed;
 }
 

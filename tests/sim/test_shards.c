@@ -461,7 +461,7 @@ static enum rc node_boot(struct node *n, struct detail *why)
 		rc = log_open(n->env, disk, n->ballot, &log_cfg, floors,
 			      &n->log, why);
 	if (rc == RC_OK)
-		rc = rounds_new(n->env, NULL, &n->rounds);
+		rc = rounds_new(n->env, NULL, NULL, NULL, &n->rounds);
 	for (i = 0; i < SHARDS && rc == RC_OK; i++)
 		rc = machine_start(&n->m[i], why);
 	for (i = 0; i < SHARDS && rc == RC_OK; i++) {

@@ -12,15 +12,15 @@
 #include "node/base/logline.h"
 #include "node/core/bridge.h"
 #include "objects/db_vfs.h"
+#include "tests/sim/faults.h"
 #include "tests/sim/load.h"
 #include "tests/sim/memdisk.h"
+#include "tests/sim/watch.h"
 
-#define SEGMENT_BYTES  (1u << 20)
 #define CLOSE_MS       (DEADLINE_MAX_MS + 30000u)
-#define DAY_MS         INT64_C(86400000)
-#define HOUR_MS        INT64_C(3600000)
-#define LOOK_EVERY     4u /* Steps between two looks at the invariants. */
-#define BOOT_TRIES_MAX 6u
+#define BOOT_AGAIN_MS  20u
+#define LEVEL_LOOK_MS  50u
+#define BOOTS_BAD_MAX  50u
 
 /* node/base/logline.h has one sink. */
 static struct trial *current;
@@ -30,11 +30,14 @@ static struct trial *current;
 void trial_trace(struct trial *r, const char *fmt, ...)
 {
 	char *line = r->line[r->lines++ % TRIAL_LINES];
+	unsigned node = world_last(r->w);
 	va_list ap;
 	int n;
 
-	n = snprintf(line, sizeof(r->line[0]), "%8" PRIu64 " ms %6" PRIu64 " ",
-		     world_now_ms(r->w), r->now);
+	n = snprintf(line, sizeof(r->line[0]),
+		     "%8" PRIu64 ".%03u %6" PRIu64 " %c ", trial_now(r),
+		     (unsigned)(world_now_ns(r->w) / 1000u % 1000u), r->now,
+		     node < r->swarm.nodes ? (char)('1' + node) : '-');
 	va_start(ap, fmt);
 	(void)vsnprintf(line + n, sizeof(r->line[0]) - (size_t)n, fmt, ap);
 	va_end(ap);
@@ -90,154 +93,39 @@ void trial_breach(struct trial *r, const char *invariant, const char *fmt, ...)
 	va_start(ap, fmt);
 	(void)vsnprintf(r->breach.text, sizeof(r->breach.text), fmt, ap);
 	va_end(ap);
-	trial_trace(r, "BREACH %s", invariant);
-}
-
-/* ------------------------------------------------------------- the swarm */
-
-static uint32_t between(struct prng *p, uint32_t least, uint32_t most)
-{
-	return (uint32_t)prng_between(p, least, most);
-}
-
-static bool chance(struct prng *p, uint32_t of_100)
-{
-	return prng_below(p, 100) < of_100;
-}
-
-static void draw_core(struct swarm *s, struct prng *p)
-{
-	struct core_config *c = &s->core;
-
-	core_config_default(c);
-	c->calls_max = 256;
-	c->objects_max = chance(p, 50) ? between(p, 4, 12) : 1000;
-	c->objects_bytes_max =
-		chance(p, 50) ? between(p, 16, 256) << 10 : 64u << 20;
-	c->object_idle_ms = chance(p, 60) ? between(p, 1, 60) : 5000;
-	c->window_ms = chance(p, 30) ? 0 : between(p, 1, 150);
-	c->window_bytes = chance(p, 30) ? between(p, 4, 256) << 10 : 32u << 20;
-	c->log_bytes_max = (uint64_t)between(p, 4, 8) * SEGMENT_BYTES;
-}
-
-static void draw_faults(struct swarm *s, struct prng *p)
-{
-	s->crash_kinds = 1u << between(p, CRASH_KILL, CRASH_SYNC);
-	if (chance(p, 60))
-		s->crash_kinds =
-			1u << CRASH_KILL | 1u << CRASH_POWER | 1u << CRASH_SYNC;
-	if (chance(p, 20))
-		s->crash_kinds |= 1u << CRASH_CLOSE;
-	s->at_ops = chance(p, 80);
-	s->at_boot = chance(p, 40);
-	s->jumps = chance(p, 50);
-	s->unsynced_clock = chance(p, 30);
-	s->pauses = chance(p, 20);
-	s->slow_syncs = chance(p, 15);
-	s->slow_storage = chance(p, 30);
-}
-
-static void draw_work(struct swarm *s, struct prng *p)
-{
-	s->clients = between(p, 2, 6);
-	s->depth = between(p, 1, 3);
-	s->burst = chance(p, 30) ? between(p, 2, 4) : 1;
-	s->think_ms = chance(p, 50) ? between(p, 0, 3) : between(p, 2, 20);
-	s->principals = between(p, 1, 3);
-	s->small = between(p, 1, 4);
-	s->large = chance(p, 40) ? between(p, 1, 2) : 0;
-	s->limiters = chance(p, 50) ? between(p, 1, 3) : 0;
-	s->relays = chance(p, 50) ? between(p, 2, 4) : 0;
-	s->keys = between(p, 1, 12);
-	s->value_max = chance(p, 80) ? 300 : 4000;
-	s->keyed = chance(p, 70) ? between(p, 5, 60) : 0;
-	s->reads = between(p, 10, 60);
-	s->ttl = chance(p, 50) ? between(p, 5, 40) : 0;
-	s->destroys = chance(p, 40) ? between(p, 1, 4) : 0;
-	s->hurried = chance(p, 30) ? between(p, 1, 10) : 0;
-	s->cancels = chance(p, 30) ? between(p, 1, 10) : 0;
-	s->twice = chance(p, 50);
-	s->bulk = chance(p, 15);
-	s->damage = chance(p, 10);
-}
-
-static void draw_quiet(struct swarm *s, struct prng *p)
-{
-	s->shards = between(p, 1, 2);
-	s->clients = between(p, 1, 2);
-	s->depth = 1;
-	s->burst = 1;
-	s->think_ms = between(p, 20, 120);
-	s->small = 1;
-	s->large = 0;
-	s->limiters = 0;
-	s->relays = 0;
-	s->reads = 60;
-	s->ttl = 50;
-	s->at_ops = false;
-	s->jumps = true;
-	s->pauses = false;
-	s->cycles = between(p, 3, 6);
-	s->cycle_ms = 600;
-}
-
-static void draw_focus(struct swarm *s, struct prng *p, enum focus focus)
-{
-	switch (focus) {
-	case FOCUS_NONE:
-		return;
-	case FOCUS_QUIET:
-		draw_quiet(s, p);
-		return;
-	case FOCUS_BULK:
-		s->bulk = true;
-		s->cycle_ms = 1000;
-		return;
-	case FOCUS_DAMAGE:
-		s->damage = true;
-		return;
-	case FOCUS_CHAINS:
-		s->relays = between(p, 2, 4);
-		s->small = 1;
-		s->large = 0;
-		s->limiters = 0;
-		return;
-	case FOCUS_KEYS:
-		s->keyed = 70;
-		s->twice = true;
-		return;
-	default:
-		UNREACHABLE();
-	}
-}
-
-void swarm_draw(struct swarm *s, uint64_t seed, enum focus focus)
-{
-	struct prng p;
-
-	prng_seed(&p, seed, 7);
-	*s = (struct swarm){ .shards = between(&p, 1, 5),
-			     .cycles = between(&p, 2, 5),
-			     .cycle_ms = chance(&p, 70) ? between(&p, 20, 300)
-							: 1000,
-			     .calls_max = 1200 };
-	draw_core(s, &p);
-	draw_faults(s, &p);
-	draw_work(s, &p);
-	if (focus == FOCUS_NONE && chance(&p, 10))
-		focus = FOCUS_QUIET;
-	draw_focus(s, &p, focus);
+	trial_trace(r, "BREACH %s: %s", invariant, r->breach.text);
 }
 
 /* ------------------------------------------------------------------ set up */
 
 static void seen_op(void *arg, enum world_op op, const char *name)
 {
-	struct trial *r = arg;
+	struct machine *m = arg;
+
 	if (op == WORLD_SYNC && strncmp(name, "log/", 4) == 0)
-		r->log_syncs++;
-	if (r->at_op != NULL)
-		r->at_op(r, op, name);
+		m->log_syncs++;
+	if (m->r->faults != NULL)
+		faults_op(m->r->faults, m->n, op, name);
+}
+
+static void seen_leaving(void *arg, unsigned from, unsigned to,
+			 enum link_kind kind, const uint8_t *p, size_t n)
+{
+	struct trial *r = arg;
+
+	faults_leaving(r->faults, from);
+	if (world_alive(r->w, from))
+		watch_message(r->watch, from, to, kind, p, n);
+}
+
+static void seen_left(void *arg, unsigned from, unsigned to,
+		      enum link_kind kind)
+{
+	struct trial *r = arg;
+
+	(void)to;
+	(void)kind;
+	faults_left(r->faults, from);
 }
 
 /* SQLite draws the salts of its logs from here. */
@@ -249,62 +137,104 @@ static void sqlite_random(void *arg, void *out, size_t n)
 		*p++ = (uint8_t)prng_next(arg);
 }
 
-static void grant(struct trial *r, const char *principal)
+static struct pack_bytes principal_of(unsigned client)
+{
+	return load_principal(client % current->swarm.principals);
+}
+
+static void set_speeds(struct trial *r, unsigned node)
+{
+	const struct world_latency slow = { 1, 20000, 1, 5000 };
+	const struct world_latency quick = { 1, 200, 1, 200 };
+
+	if (r->swarm.slow_storage && trial_chance(r, 60))
+		world_latency(r->w, node, ENV_WORKER_STORAGE, &slow);
+	else if (trial_chance(r, 40))
+		world_latency(r->w, node, ENV_WORKER_STORAGE, &quick);
+	if (r->swarm.slow_syncs && trial_chance(r, 60))
+		world_sync_time(r->w, node, 100, 5000, 100, 400);
+	world_wall_synced(r->w, node, !r->swarm.unsynced_clock);
+}
+
+static void draw_id(struct trial *r, uint8_t id[ID_BYTES])
+{
+	unsigned i;
+
+	for (i = 0; i < ID_BYTES; i++)
+		id[i] = (uint8_t)(1 + trial_random(r, 255));
+}
+
+static enum rc format(struct trial *r, unsigned node, struct detail *why)
+{
+	struct member members[NET_NODES_MAX] = { 0 };
+	struct identity id = { .node_id = node + 1,
+			       .shards = r->swarm.shards,
+			       .segment_bytes = TRIAL_SEGMENT };
+	unsigned i;
+
+	for (i = 0; i < r->swarm.nodes; i++) {
+		members[i].id = i + 1;
+		(void)snprintf(members[i].name, sizeof(members[i].name), "n%u",
+			       i + 1);
+		memcpy(members[i].incarnation, r->machines[i].incarnation,
+		       ID_BYTES);
+	}
+	(void)snprintf(id.node_name, sizeof(id.node_name), "n%u", node + 1);
+	memcpy(id.cluster_id, r->cluster_id, ID_BYTES);
+	memcpy(id.hash_key, r->hash_key, ID_BYTES);
+	memcpy(id.incarnation, r->machines[node].incarnation, ID_BYTES);
+	return core_format(world_disk(r->w, node), world_env(r->w, node), &id,
+			   members, r->swarm.nodes, why);
+}
+
+bool trial_format(struct trial *r, unsigned node)
+{
+	struct detail why = { { 0 }, { 0 } };
+	enum rc rc = format(r, node, &why);
+
+	if (rc != RC_OK)
+		trial_breach(r, "format", "%s: %s", rc_name(rc), why.text);
+	return rc == RC_OK;
+}
+
+/* Of every node's configuration, alike. */
+static void grants_set(struct trial *r)
 {
 	struct grant g = { .tenant = "default",
 			   .env = "dev",
 			   .cls = "*",
 			   .rights = RIGHT_READ | RIGHT_WRITE | RIGHT_ADMIN };
-
-	(void)snprintf(g.principal, sizeof(g.principal), "%s", principal);
-	CHECK(bind_grant(r->bind, &g, NULL) == RC_OK);
-}
-
-static void grant_all(struct trial *r)
-{
-	char principal[64];
 	uint32_t i;
 
-	CHECK(bind_new(&r->bind) == RC_OK);
+	CHECK(r->swarm.principals < ARRAY_LEN(r->grants));
 	for (i = 0; i < r->swarm.principals; i++) {
-		(void)snprintf(principal, sizeof(principal), "unix:sim:%u",
-			       1000 + i);
-		grant(r, principal);
+		(void)snprintf(g.principal, sizeof(g.principal), "%s",
+			       (const char *)load_principal(i).p);
+		r->grants[i] = g;
 	}
-	grant(r, "object:default/dev/relay");
+	(void)snprintf(g.principal, sizeof(g.principal),
+		       "object:default/dev/relay");
+	r->grants[i] = g;
 }
 
-static void set_speeds(struct trial *r)
+static void machine_init(struct trial *r, unsigned node)
 {
-	const struct world_latency slow = { 1, 20000, 1, 5000 };
-	const struct world_latency quick = { 1, 200, 1, 200 };
+	struct machine *m = &r->machines[node];
 
-	if (r->swarm.slow_storage)
-		world_latency(r->w, TRIAL_NODE, ENV_WORKER_STORAGE, &slow);
-	else if (trial_chance(r, 30))
-		world_latency(r->w, TRIAL_NODE, ENV_WORKER_STORAGE, &quick);
-	if (r->swarm.slow_syncs)
-		world_sync_time(r->w, TRIAL_NODE, 100, 5000, 200, 400);
-	world_wall_synced(r->w, TRIAL_NODE, !r->swarm.unsynced_clock);
-}
-
-static void format(struct trial *r)
-{
-	struct detail why = { { 0 }, { 0 } };
-	struct identity id = { .node_id = 1,
-			       .node_name = "sim",
-			       .shards = r->swarm.shards,
-			       .segment_bytes = SEGMENT_BYTES };
-	enum rc rc = core_format(world_disk(r->w, TRIAL_NODE),
-				 world_env(r->w, TRIAL_NODE), &id, &why);
-
-	if (rc != RC_OK)
-		trial_breach(r, "format", "%s: %s", rc_name(rc), why.text);
+	m->r = r;
+	m->n = node;
+	m->boot_ms = CHECK_NEVER;
+	m->ending = CRASH_KILL;
+	draw_id(r, m->incarnation);
+	world_watch(r->w, node, seen_op, m);
+	set_speeds(r, node);
 }
 
 struct trial *trial_new(uint64_t seed, const struct swarm *swarm)
 {
 	struct trial *r = sim_alloc(sizeof(*r));
+	const struct net_tap tap = { seen_leaving, seen_left, r };
+	unsigned i;
 
 	CHECK(crypto_init() == RC_OK);
 	r->seed = seed;
@@ -318,20 +248,40 @@ struct trial *trial_new(uint64_t seed, const struct swarm *swarm)
 		panic_hook(dump_current, NULL);
 	current = r;
 	log_setup(LOG_INFO_LEVEL, log_line, log_wall_ms, NULL);
-	world_watch(r->w, TRIAL_NODE, seen_op, r);
-	grant_all(r);
-	set_speeds(r);
-	format(r);
+	r->swarm.net.nodes = swarm->nodes;
+	r->net = net_new(r->w, seed, &r->swarm.net, &tap);
+	draw_id(r, r->cluster_id);
+	draw_id(r, r->hash_key);
+	grants_set(r);
+	for (i = 0; i < swarm->nodes; i++)
+		machine_init(r, i);
+	for (i = 0; i < swarm->nodes && !trial_is_broken(r); i++)
+		(void)trial_format(r, i);
+	r->watch = watch_new(r);
+	r->faults = faults_new(r);
 	r->load = load_new(r);
 	return r;
 }
 
 void trial_free(struct trial *r)
 {
-	if (r->core != NULL)
-		core_discard(r->core);
+	struct machine *m;
+	unsigned i;
+
 	load_free(r->load);
-	bind_free(r->bind);
+	for (i = 0; i < r->swarm.nodes; i++) {
+		m = &r->machines[i];
+		if (m->core == NULL)
+			continue;
+		world_end(r->w, i);
+		core_discard(m->core);
+		directory_free(m->directory);
+		door_free(m->door);
+		bind_free(m->bind);
+	}
+	faults_free(r->faults);
+	watch_free(r->watch);
+	net_free(r->net);
 	world_free(r->w);
 	log_setup(LOG_INFO_LEVEL, NULL, NULL, NULL);
 	current = NULL;
@@ -339,82 +289,262 @@ void trial_free(struct trial *r)
 	free(r);
 }
 
-/* -------------------------------------------------------- what always holds */
+/* ------------------------------------------------------------ boots, ends */
 
-static void look_at_shard(struct trial *r, uint32_t i)
+static void became_ready(void *arg)
 {
-	struct bridge *b = core_bridge(r->core, i);
-	struct shard *s = bridge_shard(b);
-	struct storage *st = bridge_storage(b);
-	uint64_t stamp = storage_stamp(st);
-	uint64_t now = bridge_now_ns(b);
-	uint64_t term;
+	struct machine *m = arg;
 
-	if (now != 0 && now < stamp)
-		trial_breach(r, "now-after-F",
-			     "shard %u: now %" PRIu64 ", committed %" PRIu64, i,
-			     now, stamp);
-	if (storage_stored(st) > storage_applied(st))
-		trial_breach(r, "stored<=applied",
-			     "shard %u: %" PRIu64 " > %" PRIu64, i,
-			     storage_stored(st), storage_applied(st));
-	if (storage_checkpointed(st) > storage_stored(st))
-		trial_breach(r, "checkpointed<=stored",
-			     "shard %u: %" PRIu64 " > %" PRIu64, i,
-			     storage_checkpointed(st), storage_stored(st));
-	if (!shard_leads(s, &term))
+	if (!world_alive(m->r->w, m->n))
 		return;
-	/* Also over a crash: what was committed is in the log. */
-	if (stamp < r->stamp[i])
-		trial_breach(r, "F-monotone",
-			     "shard %u: %" PRIu64 " after %" PRIu64, i, stamp,
-			     r->stamp[i]);
-	r->stamp[i] = stamp;
-	if (shard_applied_index(s) > shard_durable_index(s))
-		trial_breach(r, "applied<=durable",
-			     "shard %u: %" PRIu64 " > %" PRIu64, i,
-			     shard_applied_index(s), shard_durable_index(s));
-	if (shard_applied_index(s) > shard_commit_index(s))
-		trial_breach(r, "applied<=committed",
-			     "shard %u: %" PRIu64 " > %" PRIu64, i,
-			     shard_applied_index(s), shard_commit_index(s));
-	if (shard_commit_index(s) > shard_durable_index(s))
-		trial_breach(r, "committed<=durable",
-			     "shard %u: %" PRIu64 " > %" PRIu64, i,
-			     shard_commit_index(s), shard_durable_index(s));
+	m->ready = true;
+	trial_trace(m->r, "ready");
 }
 
-static void look(struct trial *r)
+static void machine_up(struct machine *m)
 {
+	struct trial *r = m->r;
+	const struct directory_config cfg = {
+		.ttl_ms = DIRECTORY_TTL_MS,
+		.grants = r->grants,
+		.grants_n = r->swarm.principals + 1,
+	};
+
+	m->state = MACHINE_UP;
+	m->boots++;
+	m->up_ms = trial_now(r);
+	CHECK(directory_new(m->core, m->bind, &cfg, NULL, NULL,
+			    &m->directory) == RC_OK);
+	m->door = door_new(r->w, r->net, m->n, m->core, principal_of);
+	net_up(r->net, m->n);
+	watch_booted(r->watch, m->n);
+}
+
+/* What stands around a core that is no more. */
+static void machine_release(struct machine *m)
+{
+	directory_free(m->directory);
+	door_free(m->door);
+	bind_free(m->bind);
+	m->core = NULL;
+	m->directory = NULL;
+	m->door = NULL;
+	m->bind = NULL;
+}
+
+/* Memory goes, the disk stays as the crash leaves it. */
+static void machine_forget(struct machine *m)
+{
+	struct trial *r = m->r;
+
+	if (m->core == NULL)
+		return;
+	watch_ended(r->watch, m->n);
+	if (!m->closed)
+		core_discard(m->core);
+	machine_release(m);
+}
+
+static void machine_down(struct machine *m, enum crash kind, uint64_t ms)
+{
+	struct trial *r = m->r;
+
+	m->state = MACHINE_DOWN;
+	m->ready = false;
+	m->ending = CRASH_KILL;
+	m->boot_ms = ms == CHECK_NEVER ? CHECK_NEVER : trial_now(r) + ms;
+	net_down(r->net, m->n, kind == CRASH_POWER);
+	if (kind == CRASH_POWER)
+		world_power_cut(r->w, m->n);
+	else
+		world_kill(r->w, m->n);
+	if (kind == CRASH_SYNC)
+		world_drop_caches(r->w, m->n);
+}
+
+enum rc trial_boot(struct trial *r, unsigned node)
+{
+	struct machine *m = &r->machines[node];
+	struct link *links[LINKS] = { NULL };
+	struct detail why = { { 0 }, { 0 } };
+	uint64_t fired = world_faults_fired(r->w, node);
+	unsigned k;
+	enum rc rc;
+
+	PRE(m->state == MACHINE_DOWN);
+	m->ready = false;
+	m->closed = false;
+	m->boot_ms = CHECK_NEVER;
+	r->tally.boots++;
+	trial_trace(r, "n%u boots", node + 1);
+	CHECK(bind_new(&m->bind) == RC_OK);
+	for (k = 0; k < LINKS; k++)
+		links[k] = net_link(r->net, node, (enum link_kind)k);
+	rc = core_open(world_env(r->w, node), world_disk(r->w, node),
+		       trial_lone(r) ? NULL : links, &r->swarm.core, m->bind,
+		       became_ready, m, &m->core, &why);
+	if (rc == RC_OK && world_alive(r->w, node)) {
+		machine_up(m);
+		return RC_OK;
+	}
+	/* It may have met its end at the very last operation. */
+	if (rc == RC_OK)
+		core_discard(m->core);
+	bind_free(m->bind);
+	m->core = NULL;
+	m->bind = NULL;
+	trial_trace(r, "n%u does not start: %s %s", node + 1, rc_name(rc),
+		    why.text);
+	if (world_faults_fired(r->w, node) != fired ||
+	    !world_alive(r->w, node)) {
+		machine_down(m, m->ending, BOOT_AGAIN_MS);
+		return RC_IO;
+	}
+	machine_down(m, CRASH_KILL, CHECK_NEVER);
+	if (m->sick || m->foreign)
+		r->tally.refused++;
+	else
+		trial_breach(r, "starts", "n%u: %s: %s", node + 1, rc_name(rc),
+			     why.text);
+	return rc;
+}
+
+static void tally_node(struct machine *m)
+{
+	struct trial *r = m->r;
+	struct space_stats objects;
+	struct log_stats log;
 	uint32_t i;
 
-	if (r->core == NULL || r->closing)
+	if (m->core == NULL || m->state != MACHINE_UP)
 		return;
-	for (i = 0; i < r->swarm.shards; i++)
-		look_at_shard(r, i);
+	log_stats(core_log(m->core), &log);
+	if (log.segments > r->tally.segments)
+		r->tally.segments = log.segments;
+	for (i = 0; i < r->swarm.shards; i++) {
+		space_stats(bridge_space(core_bridge(m->core, i)), &objects);
+		r->tally.loads += objects.loads;
+		r->tally.evictions += objects.evictions;
+	}
+}
+
+void trial_crash(struct trial *r, unsigned node, enum crash kind, uint64_t ms)
+{
+	struct machine *m = &r->machines[node];
+	const char *stopped = world_stopped(r->w, node);
+
+	PRE(kind != CRASH_CLOSE);
+	trial_trace(r, "n%u ends (%s)%s%s%s", node + 1,
+		    kind == CRASH_POWER ? "power"
+		    : kind == CRASH_KILL ? "kill"
+					 : "failed write",
+		    world_crashed(r->w, node) ? " at an operation" : "",
+		    stopped != NULL ? ": " : "",
+		    stopped != NULL ? stopped : "");
+	r->tally.crashes[kind]++;
+	r->tally.crash_ops += world_crashed(r->w, node);
+	world_end(r->w, node);
+	tally_node(m);
+	machine_forget(m);
+	machine_down(m, kind, ms);
+}
+
+static void was_closed(void *arg)
+{
+	struct machine *m = arg;
+
+	m->closed = true;
+}
+
+void trial_close(struct trial *r, unsigned node, uint64_t ms)
+{
+	struct machine *m = &r->machines[node];
+
+	PRE(m->state == MACHINE_UP);
+	trial_trace(r, "n%u is closed", node + 1);
+	tally_node(m);
+	watch_ended(r->watch, node);
+	m->state = MACHINE_CLOSING;
+	m->boot_ms = ms;
+	door_drain(m->door);
+	core_close(m->core, was_closed, m);
+}
+
+/* It said that it is closed: nothing of its core is left. */
+static void machine_closed(struct machine *m)
+{
+	struct trial *r = m->r;
+	uint64_t ms = m->boot_ms;
+
+	trial_trace(r, "n%u has closed", m->n + 1);
+	r->tally.crashes[CRASH_CLOSE]++;
+	machine_release(m);
+	machine_down(m, CRASH_KILL, ms);
+}
+
+/* It ended by itself: at a crash point, or because a write failed. */
+static void machine_ended(struct machine *m)
+{
+	struct trial *r = m->r;
+	const char *stopped = world_stopped(r->w, m->n);
+	uint64_t ms = 20 + trial_random(r, trial_chance(r, 70) ? 400 : 4000);
+
+	if (stopped != NULL && !faults_excuse(r->faults, m->n))
+		trial_breach(r, "ends", "n%u ended without a fault: %s",
+			     m->n + 1, stopped);
+	faults_crashed(r->faults, m->n);
+	trial_crash(r, m->n, m->ending, ms);
+}
+
+/* --------------------------------------------------------------- the loop */
+
+static void machines_look(struct trial *r)
+{
+	struct machine *m;
+	unsigned i;
+
+	for (i = 0; i < r->swarm.nodes; i++) {
+		m = &r->machines[i];
+		if (m->state == MACHINE_DOWN) {
+			if (m->boot_ms <= trial_now(r))
+				(void)trial_boot(r, i);
+			continue;
+		}
+		if (m->closed && m->state == MACHINE_CLOSING)
+			machine_closed(m);
+		else if (!world_alive(r->w, i))
+			machine_ended(m);
+	}
 }
 
 bool trial_step(struct trial *r)
 {
+	unsigned last;
+
+	if (r->chaos)
+		faults_tick(r->faults);
+	machines_look(r);
 	if (!world_step(r->w))
 		return false;
 	r->tally.events++;
-	if (!world_alive(r->w, TRIAL_NODE))
-		return false;
-	if (r->tally.events % LOOK_EVERY == 0)
-		look(r);
+	last = world_last(r->w);
+	if (last < r->swarm.nodes && r->machines[last].state == MACHINE_UP &&
+	    world_alive(r->w, last))
+		watch_node(r->watch, last);
+	machines_look(r);
+	load_tick(r->load);
 	return true;
 }
 
 bool trial_until(struct trial *r, const bool *flag, uint64_t ms_max)
 {
-	uint64_t end = world_now_ms(r->w) + ms_max;
+	uint64_t end = trial_now(r) + ms_max;
 
-	while (!(flag != NULL && *flag) && world_now_ms(r->w) < end &&
+	while (!(flag != NULL && *flag) && trial_now(r) < end &&
 	       !trial_is_broken(r))
 		if (!trial_step(r))
 			return false;
-	return flag == NULL || *flag;
+	return !trial_is_broken(r) && (flag == NULL || *flag);
 }
 
 bool trial_for(struct trial *r, uint64_t ms)
@@ -422,357 +552,353 @@ bool trial_for(struct trial *r, uint64_t ms)
 	return trial_until(r, NULL, ms);
 }
 
-/* ------------------------------------------------------------ boots, ends */
-
-static void became_ready(void *arg)
+int trial_owner(const struct trial *r, uint32_t shard)
 {
-	struct trial *r = arg;
+	uint64_t best = 0;
+	uint64_t term;
+	int owner = -1;
+	unsigned i;
 
-	if (!world_alive(r->w, TRIAL_NODE))
-		return;
-	r->ready = true;
-	trial_trace(r, "ready");
-	load_ready(r->load);
-}
+	for (i = 0; i < r->swarm.nodes; i++) {
+		const struct machine *m = &r->machines[i];
 
-enum rc trial_boot(struct trial *r)
-{
-	struct detail why = { { 0 }, { 0 } };
-	uint64_t fired = world_faults_fired(r->w, TRIAL_NODE);
-	enum rc rc;
-
-	r->ready = false;
-	r->closing = false;
-	r->closed = false;
-	r->tally.boots++;
-	trial_trace(r, "boot");
-	rc = core_open(world_env(r->w, TRIAL_NODE),
-		       world_disk(r->w, TRIAL_NODE), NULL, &r->swarm.core,
-		       r->bind, became_ready, r, &r->core, &why);
-	if (rc == RC_OK) {
-		load_start(r->load);
-		return rc;
+		if (m->state != MACHINE_UP ||
+		    !shard_leads(bridge_shard(core_bridge(m->core, shard)),
+				 &term) ||
+		    term < best)
+			continue;
+		best = term;
+		owner = (int)i;
 	}
-	r->core = NULL;
-	trial_trace(r, "boot refused: %s %s", rc_name(rc), why.text);
-	if (world_faults_fired(r->w, TRIAL_NODE) != fired ||
-	    !world_alive(r->w, TRIAL_NODE))
-		return RC_IO;
-	if (!r->noted_bad)
-		trial_breach(r, "starts", "%s: %s", rc_name(rc), why.text);
-	return rc;
+	return owner;
 }
 
-static void forget_core(struct trial *r)
-{
-	struct space_stats objects;
-	struct log_stats log;
-	uint32_t i;
+/* ----------------------------------------------------------------- the end */
 
-	if (r->core == NULL || r->closing)
-		return;
-	log_stats(core_log(r->core), &log);
-	if (log.segments > r->tally.segments)
-		r->tally.segments = log.segments;
-	for (i = 0; i < r->swarm.shards; i++) {
-		space_stats(bridge_space(core_bridge(r->core, i)), &objects);
-		r->tally.loads += objects.loads;
-		r->tally.evictions += objects.evictions;
+/* Why it has not come together; "" when it has. */
+static void look_level(struct trial *r, uint32_t core_set, char why[300])
+{
+	uint32_t s;
+	unsigned i;
+	int owner;
+
+	why[0] = '\0';
+	for (s = 0; s < r->swarm.shards && why[0] == '\0'; s++) {
+		const struct shard *os;
+
+		owner = trial_owner(r, s);
+		if (owner < 0) {
+			(void)snprintf(why, 300, "shard %u has no owner", s);
+			return;
+		}
+		os = bridge_shard(core_bridge(r->machines[owner].core, s));
+		for (i = 0; i < r->swarm.nodes && why[0] == '\0'; i++) {
+			const struct machine *m = &r->machines[i];
+			const struct shard *is;
+			struct shard_view v;
+
+			if ((core_set & 1u << i) == 0)
+				continue;
+			if (m->state != MACHINE_UP) {
+				(void)snprintf(why, 300, "n%u is down", i + 1);
+				return;
+			}
+			is = bridge_shard(core_bridge(m->core, s));
+			shard_view(is, &v);
+			if (v.health != SHARD_WHOLE)
+				(void)snprintf(why, 300,
+					       "shard %u of n%u is not whole "
+					       "(%d): %s",
+					       s, i + 1, v.health, v.why);
+			else if (shard_applied_index(is) !=
+				 shard_last_index(os))
+				(void)snprintf(
+					why, 200,
+					"shard %u of n%u has applied %" PRIu64
+					" of %" PRIu64 ", the owner is n%d",
+					s, i + 1, shard_applied_index(is),
+					shard_last_index(os), owner + 1);
+		}
 	}
 }
 
-void trial_crash(struct trial *r, enum crash kind)
+/* Who is where, for who reads the trace. */
+static void show_all(struct trial *r)
 {
-	const char *stopped = world_stopped(r->w, TRIAL_NODE);
+	struct shard_view v;
+	unsigned i;
+	unsigned k;
+	uint32_t s;
 
-	trial_trace(r, "crash %d%s%s%s", kind,
-		    world_crashed(r->w, TRIAL_NODE) ? " at an operation" : "",
-		    stopped != NULL ? ": " : "",
-		    stopped != NULL ? stopped : "");
-	r->tally.crashes[kind]++;
-	r->tally.crash_points += world_crashed(r->w, TRIAL_NODE);
-	forget_core(r);
-	load_crashed(r->load);
-	if (r->core != NULL)
-		core_discard(r->core);
-	r->core = NULL;
-	if (kind == CRASH_POWER)
-		world_power_cut(r->w, TRIAL_NODE);
-	else
-		world_kill(r->w, TRIAL_NODE);
-	if (kind == CRASH_SYNC)
-		world_drop_caches(r->w, TRIAL_NODE);
+	for (i = 0; i < r->swarm.nodes; i++) {
+		struct machine *m = &r->machines[i];
+
+		if (m->state != MACHINE_UP) {
+			trial_trace(r, "  n%u is down", i + 1);
+			continue;
+		}
+		for (k = 0; k < r->swarm.nodes; k++)
+			if (k != i)
+				trial_trace(r,
+					    "  n%u to n%u: greeted %" PRIu64
+					    ", %" PRIu64,
+					    i + 1, k + 1,
+					    transport_epoch(
+						    core_transport(m->core),
+						    CHANNEL_RAFT, k + 1),
+					    transport_epoch(
+						    core_transport(m->core),
+						    CHANNEL_CALL, k + 1));
+		for (s = 0; s < r->swarm.shards; s++) {
+			const struct shard *sh =
+				bridge_shard(core_bridge(m->core, s));
+
+			shard_view(sh, &v);
+			trial_trace(r,
+				    "  n%u shard %u: term %" PRIu64
+				    ", leader %" PRIu64 ", last %" PRIu64
+				    ", durable %" PRIu64 ", commit %" PRIu64
+				    ", applied %" PRIu64 ", health %d %s",
+				    i + 1, s, shard_term(sh), shard_leader(sh),
+				    shard_last_index(sh),
+				    shard_durable_index(sh),
+				    shard_commit_index(sh),
+				    shard_applied_index(sh), v.health, v.why);
+		}
+	}
 }
 
-static void was_closed(void *arg)
+/* The nodes that heal: all that a majority needs, perhaps more. */
+static uint32_t draw_core(struct trial *r)
 {
-	struct trial *r = arg;
+	uint32_t majority = r->swarm.nodes / 2 + 1;
+	uint32_t want = majority +
+			(uint32_t)trial_random(r, r->swarm.nodes - majority + 1);
+	uint32_t set = 0;
+	uint32_t n = 0;
+	unsigned at = (unsigned)trial_random(r, r->swarm.nodes);
+	unsigned round;
+	unsigned i;
 
-	r->core = NULL;
-	r->closed = true;
+	/* The healthy ones first. */
+	for (round = 0; round < 2; round++)
+		for (i = 0; i < r->swarm.nodes && n < want; i++) {
+			unsigned node = (at + i) % r->swarm.nodes;
+			const struct machine *m = &r->machines[node];
+
+			if (m->foreign || (round == 0 && m->sick) ||
+			    (set & 1u << node) != 0)
+				continue;
+			set |= 1u << node;
+			n++;
+		}
+	return set;
 }
 
-bool trial_close(struct trial *r)
+/* A sick disk may be so bad that its node does not start: then the others must
+ * do without. */
+static void replace_broken(struct trial *r, uint32_t *core_set)
 {
-	r->closed = false;
-	trial_trace(r, "close");
+	unsigned i;
+	bool any = false;
+
+	for (i = 0; i < r->swarm.nodes; i++) {
+		const struct machine *m = &r->machines[i];
+
+		if ((*core_set & 1u << i) != 0 && m->sick &&
+		    m->state == MACHINE_DOWN && m->boot_ms == CHECK_NEVER) {
+			*core_set &= ~(1u << i);
+			any = true;
+		}
+	}
+	for (i = 0; any && i < r->swarm.nodes; i++) {
+		struct machine *m = &r->machines[i];
+
+		if (m->sick || m->foreign || (*core_set & 1u << i) != 0)
+			continue;
+		*core_set |= 1u << i;
+		m->boot_ms = trial_now(r);
+	}
+}
+
+static bool heal(struct trial *r, uint32_t *core_set)
+{
+	uint64_t begin = trial_now(r);
+	char why[300];
+	unsigned i;
+	uint64_t took;
+
+	r->chaos = false;
+	faults_end(r->faults);
 	load_stop(r->load);
-	forget_core(r);
-	r->closing = true;
-	core_close(r->core, was_closed, r);
-	if (!trial_until(r, &r->closed, CLOSE_MS)) {
-		if (world_alive(r->w, TRIAL_NODE))
-			trial_breach(r, "closes", "not within %u ms", CLOSE_MS);
+	*core_set = draw_core(r);
+	trial_trace(r, "heals: nodes %x", *core_set);
+	for (i = 0; i < r->swarm.nodes; i++) {
+		struct machine *m = &r->machines[i];
+
+		if ((*core_set & 1u << i) != 0) {
+			if (m->state == MACHINE_DOWN)
+				m->boot_ms = trial_now(r);
+			else if (m->state == MACHINE_CLOSING)
+				m->boot_ms = 0;
+			continue;
+		}
+		if (m->state != MACHINE_DOWN)
+			trial_crash(r, i, CRASH_POWER, CHECK_NEVER);
+		m->boot_ms = CHECK_NEVER;
+	}
+	do {
+		if (!trial_for(r, LEVEL_LOOK_MS))
+			return false;
+		replace_broken(r, core_set);
+		look_level(r, *core_set, why);
+	} while (why[0] != '\0' && trial_now(r) - begin < TRIAL_HEALS_MS);
+	took = trial_now(r) - begin;
+	if (why[0] != '\0') {
+		show_all(r);
+		trial_breach(r, "heals", "not within %u ms: %s", TRIAL_HEALS_MS,
+			     why);
 		return false;
 	}
-	r->tally.crashes[CRASH_CLOSE]++;
-	world_kill(r->w, TRIAL_NODE);
+	r->tally.heals++;
+	r->tally.heal_ms += took;
+	if (took > r->tally.heal_max_ms)
+		r->tally.heal_max_ms = took;
 	return true;
 }
 
-static void jump(struct trial *r)
+/* Nothing is under way: the same index on all, and so the same state. */
+static bool level(struct trial *r, uint32_t core_set)
 {
-	static const int64_t by[] = { -DAY_MS, -HOUR_MS, -5000,
-				      5000,    HOUR_MS,  DAY_MS };
+	uint64_t begin = trial_now(r);
+	char why[300];
 
-	if (!r->swarm.jumps || trial_chance(r, 40))
-		return;
-	r->tally.jumps++;
-	world_wall_jump(r->w, TRIAL_NODE, by[trial_random(r, ARRAY_LEN(by))]);
-}
-
-static enum world_op some_op(struct trial *r)
-{
-	static const enum world_op ops[] = { WORLD_WRITE,   WORLD_SYNC,
-					     WORLD_SYNC,    WORLD_CHANGE,
-					     WORLD_CREATE,  WORLD_UNLINK,
-					     WORLD_SYNC_DIR };
-
-	return trial_chance(r, 80) ? ops[trial_random(r, 3)]
-				   : ops[trial_random(r, ARRAY_LEN(ops))];
-}
-
-static void plan_crash(struct trial *r, enum crash kind, uint64_t within)
-{
-	static const char *const prefixes[] = { "log/", "state/", "ballot",
-						"log/" };
-	struct world_fault f = { .op = some_op(r),
-				 .nth = 1 + trial_random(r, within) };
-
-	if (kind == CRASH_SYNC && trial_chance(r, 60))
-		f.op = WORLD_SYNC;
-	else if (kind == CRASH_SYNC)
-		f.op = WORLD_WRITE;
-	if (trial_chance(r, 50))
-		f.prefix = prefixes[trial_random(r, ARRAY_LEN(prefixes))];
-	f.kind = trial_chance(r, 50) ? WORLD_CRASH_BEFORE : WORLD_CRASH_AFTER;
-	if (kind == CRASH_SYNC) {
-		f.kind = trial_chance(r, 70) ? WORLD_EIO : WORLD_NO_SPACE;
-		if (f.op == WORLD_WRITE && trial_chance(r, 30))
-			f.kind = WORLD_SHORT;
-		if (f.op == WORLD_SYNC)
-			r->tally.sync_fails++;
-		else
-			r->tally.write_fails++;
-	}
-	trial_trace(r, "plan: fault %d at op %d number %" PRIu64 " of %s",
-		    f.kind, f.op, f.nth, f.prefix != NULL ? f.prefix : "all");
-	world_fault(r->w, TRIAL_NODE, &f);
-}
-
-void trial_reboot(struct trial *r, enum crash kind)
-{
-	unsigned tries = 0;
-	enum rc rc;
-
-	do {
-		trial_crash(r, kind);
-		jump(r);
-		if (r->swarm.at_boot && tries < BOOT_TRIES_MAX &&
-		    trial_chance(r, 30))
-			plan_crash(r, CRASH_KILL, 30);
-		else
-			world_faults_clear(r->w, TRIAL_NODE);
-		rc = trial_boot(r);
-		if (rc == RC_IO && tries++ > 0)
-			kind = trial_chance(r, 50) ? CRASH_POWER : CRASH_KILL;
-	} while (rc == RC_IO && !trial_is_broken(r) && tries < 100);
-	/* A crash that is planned further on may still come. */
-}
-
-/* ---------------------------------------------------------------- a whole run
- */
-
-static enum crash some_crash(struct trial *r)
-{
-	enum crash kind;
-
-	do
-		kind = (enum crash)trial_random(r, CRASHES);
-	while ((r->swarm.crash_kinds & 1u << kind) == 0);
-	return kind;
-}
-
-static void maybe_pause(struct trial *r)
-{
-	if (!r->swarm.pauses || !trial_chance(r, 50))
-		return;
-	r->tally.pauses++;
-	if (trial_chance(r, 50))
-		world_pause(r->w, TRIAL_NODE, 1 + trial_random(r, 500));
-	else
-		world_suspend(r->w, TRIAL_NODE, 1 + trial_random(r, 5000));
-}
-
-static void cycle(struct trial *r)
-{
-	enum crash kind = some_crash(r);
-	uint64_t ms = 1 + trial_random(r, r->swarm.cycle_ms);
-
-	if (kind != CRASH_CLOSE && (r->swarm.at_ops || kind == CRASH_SYNC))
-		plan_crash(r, kind, 20 + 10 * trial_random(r, 40));
-	if (!trial_for(r, ms / 2)) {
-		trial_reboot(r, kind);
-		return;
-	}
-	maybe_pause(r);
-	if (trial_for(r, ms / 2) && kind == CRASH_CLOSE && trial_close(r)) {
-		if (trial_boot(r) == RC_IO)
-			trial_reboot(r, CRASH_KILL);
-		return;
-	}
-	trial_reboot(r, kind == CRASH_CLOSE ? CRASH_KILL : kind);
-}
-
-bool trial_get_ready(struct trial *r)
-{
-	unsigned tries;
-
-	for (tries = 0; tries < BOOT_TRIES_MAX && !trial_is_broken(r);
-	     tries++) {
-		world_faults_clear(r->w, TRIAL_NODE);
-		if (trial_until(r, &r->ready, 60000))
-			return true;
-		if (world_alive(r->w, TRIAL_NODE)) {
-			trial_breach(r, "ready", "not within 60 s");
+	for (;;) {
+		look_level(r, core_set, why);
+		if (why[0] == '\0')
+			break;
+		if (trial_now(r) - begin > TRIAL_HEALS_MS) {
+			trial_breach(r, "level", "%s", why);
 			return false;
 		}
-		trial_reboot(r, CRASH_KILL);
+		if (!trial_for(r, LEVEL_LOOK_MS))
+			return false;
 	}
+	return true;
+}
+
+static bool is_quiet(struct trial *r)
+{
+	struct core_stats stats;
+	unsigned i;
+
+	for (i = 0; i < r->swarm.nodes; i++) {
+		if (r->machines[i].state != MACHINE_UP)
+			continue;
+		core_stats(r->machines[i].core, &stats);
+		/* The directory reads itself, once a second. */
+		if (stats.calls_open > 1)
+			return false;
+	}
+	return net_quiet(r->net);
+}
+
+/* Until nothing can begin any more that a client once asked for. */
+static void settle(struct trial *r, uint32_t core_set)
+{
+	uint64_t end = trial_now(r) + TRIAL_HEALS_MS;
+
+	while (!is_quiet(r) && trial_now(r) < end)
+		if (!trial_for(r, LEVEL_LOOK_MS))
+			return;
+	if (is_quiet(r) && level(r, core_set))
+		load_settled(r->load);
+}
+
+static bool close_all(struct trial *r)
+{
+	uint64_t begin = trial_now(r);
+	unsigned i;
+	bool open;
+
+	for (i = 0; i < r->swarm.nodes; i++)
+		if (r->machines[i].state == MACHINE_UP)
+			trial_close(r, i, CHECK_NEVER);
+	do {
+		open = false;
+		for (i = 0; i < r->swarm.nodes; i++)
+			open = open || r->machines[i].state != MACHINE_DOWN;
+		if (!open)
+			return true;
+		if (trial_now(r) - begin > CLOSE_MS) {
+			trial_breach(r, "closes", "not within %u ms", CLOSE_MS);
+			return false;
+		}
+	} while (trial_step(r) && !trial_is_broken(r));
 	return false;
 }
 
-struct victim {
-	struct trial *r;
-	const char *prefix;
-	uint64_t n; /* Files that fit. */
-	char name[64];
-	uint64_t bytes;
-};
-
-/* Any of them, with the same chance. */
-static void look_at_file(void *arg, const char *name, uint64_t bytes)
+static bool restart_all(struct trial *r, uint32_t core_set)
 {
-	struct victim *v = arg;
+	uint64_t begin = trial_now(r);
+	char why[300];
+	unsigned i;
 
-	if (strncmp(name, v->prefix, strlen(v->prefix)) != 0 || bytes == 0)
-		return;
-	v->n++;
-	if (trial_random(v->r, v->n) != 0)
-		return;
-	(void)snprintf(v->name, sizeof(v->name), "%s", name);
-	v->bytes = bytes;
-}
-
-static void flip(struct trial *r)
-{
-	static const char *const prefixes[] = { "state/", "state/", "log/",
-						"ballot", "identity" };
-	struct victim v = {
-		.r = r,
-		.prefix = prefixes[trial_random(r, ARRAY_LEN(prefixes))],
-	};
-	uint64_t at;
-	unsigned bit;
-
-	world_files(r->w, TRIAL_NODE, look_at_file, &v);
-	if (v.n == 0)
-		return;
-	/* Where something is, mostly. */
-	at = trial_random(r, v.bytes > 65536 && trial_chance(r, 70) ? 65536
-								    : v.bytes);
-	bit = (unsigned)trial_random(r, 8);
-	CHECK(world_flip(r->w, TRIAL_NODE, v.name, at, bit) == RC_OK);
-	trial_trace(r, "flipped bit %u of byte %" PRIu64 " of %s", bit, at,
-		    v.name);
-}
-
-/* A disk that lies: the node says so, or answers as if it had not. */
-static void finish_damaged(struct trial *r)
-{
-	uint64_t n = 1 + trial_random(r, 3);
-
-	if (trial_chance(r, 50)) {
-		if (!trial_close(r))
-			return;
-	} else {
-		trial_crash(r, trial_chance(r, 50) ? CRASH_POWER : CRASH_KILL);
-	}
-	r->noted_bad = true;
-	r->tally.damaged++;
-	while (n-- > 0)
-		flip(r);
-	r->over = true;
-	if (trial_boot(r) == RC_OK) {
-		load_stop(r->load);
-		if (trial_until(r, &r->ready, 60000) && load_audit(r->load))
-			r->over = !trial_close(r);
-	}
-	r->tally.detected += r->over;
+	trial_trace(r, "all lose power");
+	for (i = 0; i < r->swarm.nodes; i++)
+		if (r->machines[i].state != MACHINE_DOWN)
+			trial_crash(r, i, CRASH_POWER,
+				    trial_random(r, 1000));
+	do {
+		if (!trial_for(r, LEVEL_LOOK_MS))
+			return false;
+		look_level(r, core_set, why);
+	} while (why[0] != '\0' && trial_now(r) - begin < TRIAL_HEALS_MS);
+	if (why[0] != '\0')
+		trial_breach(r, "heals", "after a power cut: %s", why);
+	return why[0] == '\0';
 }
 
 static void finish(struct trial *r)
 {
-	load_stop(r->load);
-	if (!trial_get_ready(r) || !load_settle(r->load) ||
-	    !load_audit(r->load))
+	uint32_t core_set;
+
+	if (!heal(r, &core_set) || !load_settle(r->load))
 		return;
-	if (r->swarm.damage) {
-		finish_damaged(r);
+	settle(r, core_set);
+	if (!load_audit(r->load) || !level(r, core_set))
 		return;
-	}
-	if (!trial_close(r) || trial_boot(r) != RC_OK || !trial_get_ready(r))
+	watch_level(r->watch);
+	if (r->swarm.restart &&
+	    (!restart_all(r, core_set) || !load_audit(r->load)))
 		return;
-	load_stop(r->load);
-	if (load_audit(r->load))
-		(void)trial_close(r);
+	(void)close_all(r);
 }
 
 void trial_judge(struct trial *r)
 {
+	struct net_stats net;
+
 	if (!trial_is_broken(r))
 		finish(r);
-	if (!trial_is_broken(r) && !r->closed && !r->over)
-		trial_breach(r, "ends",
-			     "the node ended without a planned crash: %s",
-			     world_stopped(r->w, TRIAL_NODE) != NULL
-				     ? world_stopped(r->w, TRIAL_NODE)
-				     : "?");
-	if (!trial_is_broken(r) && r->core != NULL)
-		load_crashed(r->load);
 	if (!trial_is_broken(r))
 		load_judge(r->load);
-	r->tally.virtual_ms = world_now_ms(r->w);
+	net_stats(r->net, &net);
+	r->tally.messages = net.messages;
+	r->tally.late = net.late;
+	r->tally.faults[FAULT_LATE] += net.late;
+	r->tally.virtual_ms = trial_now(r);
 	r->tally.hash = world_hash(r->w);
 }
 
 void trial_all(struct trial *r)
 {
-	uint32_t i;
+	unsigned i;
 
-	if (!trial_is_broken(r))
-		(void)trial_boot(r);
-	for (i = 0; i < r->swarm.cycles && !trial_is_broken(r); i++)
-		cycle(r);
+	for (i = 0; i < r->swarm.nodes; i++)
+		r->machines[i].boot_ms = trial_random(r, 200);
+	load_start(r->load);
+	r->chaos = true;
+	(void)trial_for(r, r->swarm.ms);
 	trial_judge(r);
 }

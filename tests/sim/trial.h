@@ -1,12 +1,19 @@
 /*
- * trial - one node in the seeded world: booted, loaded, crashed, booted again,
- * judged.
+ * trial - a whole cluster in the seeded world: formatted, booted, loaded,
+ * broken in every way that it must bear, mended, judged.
  *
- * One thread, one trial at a time and process (node/base/ has one log). The
- * node is the real core on the real log, objects and SQLite; env and disk are
- * the world's. A run ends with a verdict: the first breach of an invariant, or
- * none. Its own mistakes, and those of the node that a CHECK finds, abort;
- * sim.c runs each run in a process of its own.
+ * One thread, one trial at a time and process (node/base/ has one log). Nodes
+ * are the real core on the real transport, log, objects and SQLite; env and
+ * disk are the world's, links and streams the net's. A trial ends with a
+ * verdict: the first breach of an invariant, or none. Its own mistakes, and
+ * those of a node that a CHECK finds, abort; sim.c runs each trial in a process
+ * of its own.
+ *
+ *   trial     nodes: boots, ends, the loop, phases
+ *   swarm     what a seed has
+ *   faults    what goes wrong, and when
+ *   watch     what must hold after each event
+ *   load      what clients ask and are told
  */
 #ifndef TESTS_SIM_TRIAL_H
 #define TESTS_SIM_TRIAL_H
@@ -16,25 +23,88 @@
 #include <stdint.h>
 
 #include "node/core/core.h"
+#include "node/core/directory.h"
 #include "tests/sim/check.h"
+#include "tests/sim/door.h"
+#include "tests/sim/net.h"
 #include "tests/sim/prng.h"
 #include "tests/sim/world.h"
 
-#define TRIAL_NODE   0u
-#define TRIAL_LINES  300u
-#define TRIAL_SHARDS 8u
+#define TRIAL_NODE      0u /* Of a trial with one. */
+#define TRIAL_LINES     300u
+#define TRIAL_SHARDS    8u
+#define TRIAL_SEGMENT   (1u << 20)
+#define TRIAL_HEALS_MS  30000u
+#define TRIAL_SCRATCH   7u /* Nodes of the world that never boot. */
+#define TRIAL_STASH     6u
 
 /* How a node ends. */
 enum crash {
 	CRASH_CLOSE, /* It does not: it is closed. */
 	CRASH_KILL,
 	CRASH_POWER,
-	CRASH_SYNC, /* A sync failed; then the page cache is lost. */
+	CRASH_SYNC, /* A write or sync failed; then the page cache is lost. */
 	CRASHES,
 };
 
+/* What goes wrong. The ledger counts each. */
+enum fault {
+	FAULT_KILL,
+	FAULT_POWER,
+	FAULT_POWER_ALL, /* All nodes at once. */
+	FAULT_CLOSE,     /* A node is stopped in order, and started again. */
+	FAULT_OP,        /* It ends at some operation of its disk, */
+	FAULT_POINT,     /* or between a sync and what is sent after it. */
+	FAULT_EIO,
+	FAULT_NO_SPACE, /* One operation fails for it. */
+	FAULT_FULL,     /* The disk is full for a while. */
+	FAULT_SLOW,     /* Some syncs take 400 ms, */
+	FAULT_HANG,     /* one takes seconds. */
+	FAULT_FLIP,     /* Bits of a disk change while nobody looks, */
+	FAULT_FLIP_LIVE, /* or under a node that runs. */
+	FAULT_LOST,
+	FAULT_MISDIRECTED,
+	FAULT_EMPTY,  /* The disk comes back empty, formatted anew; */
+	FAULT_OLDER,  /* as it was some time ago; */
+	FAULT_COPIED, /* as a copy of another's, or of itself. */
+	FAULT_PAUSE,
+	FAULT_SUSPEND,
+	FAULT_JUMP,
+	FAULT_DRIFT,
+	FAULT_RESET,
+	FAULT_CLOG,
+	FAULT_ONE_WAY,
+	FAULT_PARTITION, /* Two sides, drawn; */
+	FAULT_ALONE,     /* an owner on one, all others on the other; */
+	FAULT_RING,      /* each talks to its neighbours only. */
+	FAULT_CLIENT,    /* A client and a node do not hear each other. */
+	FAULT_TRANSFER,
+	FAULT_LATE, /* Messages of old connections come; the net's doing. */
+	FAULTS,
+};
+const char *fault_name(enum fault f);
+
+/* Between a sync and what is sent after it. */
+enum point_file {
+	POINT_BALLOT,
+	POINT_LOG,
+	POINT_STATE,
+	POINT_MEMBERS,
+	POINT_FILES,
+};
+enum point_moment {
+	POINT_BEFORE_SYNC,
+	POINT_AFTER_SYNC,
+	POINT_BEFORE_SEND, /* The first message that leaves after it, */
+	POINT_AFTER_SEND,  /* or just after that. */
+	POINT_MOMENTS,
+};
+extern const char *const point_files[POINT_FILES];
+extern const char *const point_moments[POINT_MOMENTS];
+
 /* What one seed has, and how much of it. */
 struct swarm {
+	uint32_t nodes; /* 1, 3 or 5 */
 	uint32_t shards;
 	uint32_t clients;
 	uint32_t depth;    /* Calls in flight of a client. */
@@ -48,8 +118,10 @@ struct swarm {
 	uint32_t keys;      /* Of a small object; ttl keys besides. */
 	uint32_t value_max; /* Bytes; of large objects at least 4,000. */
 	uint32_t calls_max;
-	uint32_t cycles;   /* Boots with load. */
-	uint32_t cycle_ms; /* How long one lasts at most. */
+	uint32_t deadline_ms; /* The longest of a call. */
+	uint32_t ms;          /* How long things go wrong. */
+	uint32_t fault_ms;    /* Between two faults, about. */
+	uint64_t faults;      /* Bits of enum fault. */
 	/* Of 100 calls. */
 	uint32_t keyed;
 	uint32_t reads;
@@ -60,14 +132,11 @@ struct swarm {
 	bool twice; /* Keys are used by two connections at once. */
 	bool slow_syncs;
 	bool slow_storage;
-	bool jumps;          /* The wall clock, between boots. */
 	bool unsynced_clock; /* The kernel does not vouch for it. */
-	bool pauses;
-	bool bulk;            /* Values that fill segments. */
-	bool damage;          /* In the end bits flip on the disk. */
-	uint32_t crash_kinds; /* Bits of enum crash. */
-	bool at_ops;          /* Crashes at operations of the disk, */
-	bool at_boot;         /* and while it boots. */
+	bool bulk;           /* Values that fill segments. */
+	bool fixed;          /* Clients know one node each. */
+	bool restart;        /* In the end all lose power once more. */
+	struct net_config net;
 	struct core_config core;
 };
 
@@ -78,24 +147,68 @@ struct tally {
 	uint64_t calls;     /* Answered or not. */
 	uint64_t by_end[5]; /* enum call_end */
 	uint64_t checked;   /* Operations in histories that were judged. */
+	uint64_t histories;
+	uint64_t undecided; /* Of them: too many of their calls are unknown. */
 	uint64_t boots;
 	uint64_t crashes[CRASHES];
-	uint64_t crash_points; /* Of them, at an operation of the disk. */
-	uint64_t sync_fails;
-	uint64_t write_fails;
-	uint64_t jumps;
-	uint64_t pauses;
-	uint64_t damaged;  /* Disks, */
-	uint64_t detected; /* of them such that were refused. */
-	uint64_t truths;   /* Writes that were looked for on the disk. */
-	uint64_t cycles;   /* Calls that were refused with CYCLE. */
-	uint64_t loads;    /* By objects, of their rows. */
+	uint64_t crash_ops; /* Of them, at an operation of the disk. */
+	uint64_t faults[FAULTS];
+	uint64_t points[POINT_FILES][POINT_MOMENTS];
+	uint64_t elections; /* Leaderships that began. */
+	uint64_t installs;
+	uint64_t exports;
+	uint64_t rebuilds; /* Shards that came back from damage. */
+	uint64_t refused;  /* Nodes that peers, or themselves, refused. */
+	uint64_t resets;   /* Of nodes that lost their disk. */
+	uint64_t forwards; /* Messages of the bulk links. */
+	uint64_t messages;
+	uint64_t late;
+	uint64_t samples; /* Commits that were looked for on the disks. */
+	uint64_t heal_ms; /* Sum, */
+	uint64_t heals;   /* of so many, */
+	uint64_t heal_max_ms;
+	uint64_t cycles; /* Calls that were refused with CYCLE. */
+	uint64_t loads;  /* By objects, of their rows. */
 	uint64_t evictions;
 	uint64_t segments; /* Most that a log had. */
+	uint64_t truths;   /* Values that were looked for on the disk. */
+	uint64_t equal;    /* States that were compared. */
 	uint64_t hash;
 };
 
 struct load;
+struct watch;
+struct faults;
+struct trial;
+
+enum machine_state {
+	MACHINE_DOWN,
+	MACHINE_UP,
+	MACHINE_CLOSING,
+};
+
+/* A node and what it runs on. */
+struct machine {
+	struct trial *r;
+	unsigned n;
+	enum machine_state state;
+	struct core *core; /* Not NULL while UP or CLOSING. */
+	struct bind *bind;
+	struct directory *directory;
+	struct door *door;
+	bool ready;
+	bool closed;
+	uint64_t boot_ms;  /* DOWN: when it boots; CHECK_NEVER: it does not. */
+	enum crash ending; /* What its next end is. */
+	uint8_t incarnation[ID_BYTES];
+	uint64_t boots;
+	uint64_t up_ms; /* Since then. */
+	/* Its disk may lie, from a fault on until the end of the trial. */
+	bool sick;
+	/* Its disk is not the one that its peers know: they must refuse it. */
+	bool foreign;
+	uint64_t log_syncs; /* Of log/. */
+};
 
 struct trial {
 	uint64_t seed;
@@ -103,67 +216,72 @@ struct trial {
 	struct prng r;
 	struct prng sqlite;
 	struct world *w;
-	struct bind *bind;
-	struct core *core; /* NULL: not booted. */
+	struct net *net;
+	struct machine machines[NET_NODES_MAX];
+	uint8_t cluster_id[ID_BYTES];
+	uint8_t hash_key[ID_BYTES];
+	struct grant grants[8];
 	struct load *load;
+	struct watch *watch;
+	struct faults *faults;
 	struct tally tally;
 	struct breach breach; /* The first. */
 	uint64_t now;         /* Events of the driver: orders everything. */
-	bool ready;
-	bool closing;   /* core_close() was called. */
-	bool closed;    /* The last boot ended cleanly, */
-	bool over;      /* or it ended as a damaged one may. */
-	bool noted_bad; /* Damage was done on purpose: it may be refused. */
-	/* Of log/: completed, as far as a driver can see. */
-	uint64_t log_syncs;
-	uint64_t stamp[TRIAL_SHARDS]; /* F, which only grows. */
+	bool chaos;           /* Faults come. */
+	bool over;            /* It ended as a damaged lone node may. */
 	unsigned lines;
 	char (*line)[200];
 	bool loud; /* Trace lines go to stderr at once. */
-	/* Before each operation of the disk: may add faults, may fork. */
-	void (*at_op)(struct trial *r, enum world_op op, const char *name);
-	void *at_op_arg;
 };
 
 /* What the seed says. */
 enum focus {
 	FOCUS_NONE,
-	FOCUS_QUIET,  /* Little happens, so that time matters. */
-	FOCUS_BULK,   /* Segments and main files fill. */
-	FOCUS_DAMAGE, /* Bits flip in the end. */
-	FOCUS_CHAINS, /* Calls that call. */
-	FOCUS_KEYS,   /* Idempotency keys. */
+	FOCUS_LONE,    /* One node. */
+	FOCUS_QUIET,   /* Little happens, so that time matters. */
+	FOCUS_BULK,    /* Segments and main files fill. */
+	FOCUS_DAMAGE,  /* Disks lie. */
+	FOCUS_CHAINS,  /* Calls that call. */
+	FOCUS_KEYS,    /* Idempotency keys. */
+	FOCUS_VOTES,   /* Elections, and crashes at their syncs. */
+	FOCUS_INSTALL, /* Followers fall far behind. */
+	FOCUS_OWNERS,  /* Owners are cut off and frozen. */
+	FOCUS_LIMITS,  /* Limiters. */
+	FOCUSES,
 };
+extern const char *const focus_names[FOCUSES];
 void swarm_draw(struct swarm *s, uint64_t seed, enum focus focus);
 
-/* A formatted data directory, not booted. */
+/* Formatted data directories, not booted. */
 struct trial *trial_new(uint64_t seed, const struct swarm *swarm);
 void trial_free(struct trial *r);
 
+/* The founder's data directory, on an empty disk. False: a breach. */
+bool trial_format(struct trial *r, unsigned node);
+
 /*
- * Boot. RC_OK: the loop must run. RC_IO: it met a planned crash or failure, as
- * world_alive() tells. Anything else is a breach, which is noted.
+ * Boot a node. RC_OK: it runs. RC_IO: it met a planned crash or failure, and is
+ * down again. Anything else is a breach, which is noted, unless its disk is
+ * sick or foreign.
  */
-enum rc trial_boot(struct trial *r);
-/* One event of the world, and what must hold after each. False: the node has
- * ended, or nothing will happen. */
+enum rc trial_boot(struct trial *r, unsigned node);
+/* The node ends now, if it has not yet, and the crash happens. It boots again
+ * after `ms`; CHECK_NEVER: not by itself. */
+void trial_crash(struct trial *r, unsigned node, enum crash kind, uint64_t ms);
+/* Drain, close; it boots again `ms` after it has ended. */
+void trial_close(struct trial *r, unsigned node, uint64_t ms);
+
+/* One event of the world, and what must hold after each. False: nothing will
+ * ever happen. */
 bool trial_step(struct trial *r);
-/* Steps for so many ms; false when the node ended meanwhile. */
-bool trial_for(struct trial *r, uint64_t ms);
-/* Until `*flag`; false when the node ended or time ran out. */
+/* Until `*flag`, or for so long. True: the flag, or the time is over and there
+ * was none. False also after a breach. */
 bool trial_until(struct trial *r, const bool *flag, uint64_t ms_max);
-/* The node ends now, if it has not yet, and the crash happens. */
-void trial_crash(struct trial *r, enum crash kind);
-/* Crash and boot again, however often it takes. */
-void trial_reboot(struct trial *r, enum crash kind);
-/* Drain, close: a clean end. False: it ended otherwise. */
-bool trial_close(struct trial *r);
-/* Boot until every shard is led, without faults; false: that is a breach. */
-bool trial_get_ready(struct trial *r);
+bool trial_for(struct trial *r, uint64_t ms);
 
 /* A whole trial, as its seed and swarm say. */
 void trial_all(struct trial *r);
-/* Wait for what is in flight, look at everything, judge. */
+/* Mend everything, wait until all agree, look at everything, judge. */
 void trial_judge(struct trial *r);
 
 void trial_breach(struct trial *r, const char *invariant, const char *fmt, ...)
@@ -174,6 +292,18 @@ void trial_trace(struct trial *r, const char *fmt, ...)
 /* The last lines of the trace, to stderr. */
 void trial_dump(const struct trial *r);
 
+/* The owner of a shard: the node that leads it in the highest term. -1: there
+ * is none. */
+int trial_owner(const struct trial *r, uint32_t shard);
+
+static inline uint64_t trial_now(const struct trial *r)
+{
+	return world_now_ms(r->w);
+}
+static inline bool trial_lone(const struct trial *r)
+{
+	return r->swarm.nodes == 1;
+}
 static inline uint64_t trial_random(struct trial *r, uint64_t n)
 {
 	return prng_below(&r->r, n);

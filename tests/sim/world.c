@@ -54,6 +54,8 @@ struct node {
 	struct prng random;
 	struct worker workers[ENV_WORKERS];
 	uint64_t boot_ns; /* Boot time was 0 at world time -boot_ns. */
+	int32_t drift_ppm;
+	uint64_t drift_ns; /* World time from which it drifts so. */
 	int64_t wall_ms;  /* Added to EPOCH_MS + world time. */
 	bool synced;
 	uint64_t paused_until_ns;
@@ -81,6 +83,8 @@ struct world {
 	struct prng drivers; /* world_random() */
 	uint32_t timer_late_us;
 	bool in_job; /* A job's run() is on the stack. */
+	unsigned last;   /* Of the last event. */
+	uint64_t still;  /* Events since time went on. */
 	struct node nodes[WORLD_NODES_MAX];
 };
 
@@ -201,11 +205,32 @@ static struct node *node_at(struct world *w, unsigned node)
 	return &w->nodes[node];
 }
 
+/* By how much its clock went on too far, since it drifts so. */
+static uint64_t drifted(const struct node *n)
+{
+	int64_t ns = (int64_t)(n->w->now_ns - n->drift_ns);
+
+	/* In two parts: years of drift do not overflow. */
+	return (uint64_t)(ns / 1000000 * n->drift_ppm +
+			  ns % 1000000 * n->drift_ppm / 1000000);
+}
+
 static uint64_t sim_now_ns(struct env *env)
 {
 	struct node *n = node_of(env);
 
-	return n->boot_ns + n->w->now_ns;
+	return n->boot_ns + n->w->now_ns + drifted(n);
+}
+
+/* In world time; never too short. */
+static uint64_t world_delay(const struct node *n, uint64_t local_ns)
+{
+	uint64_t rate = (uint64_t)(1000000 + n->drift_ppm);
+
+	if (n->drift_ppm == 0)
+		return local_ns;
+	return local_ns / rate * 1000000u + local_ns % rate * 1000000u / rate +
+	       2;
 }
 
 static uint64_t node_wall_ms(const struct node *n)
@@ -250,7 +275,7 @@ static void sim_timer_start(struct env_timer *t)
 	if (n->ended)
 		return;
 	at = at > now ? at - now : 0;
-	at = at < UINT64_MAX / 2 ? at : UINT64_MAX / 2;
+	at = at < UINT64_MAX / 4 ? world_delay(n, at) : UINT64_MAX / 4;
 	at += w->now_ns + prng_below(&w->random, w->timer_late_us + 1) * US;
 	e = event_new(w, n->index, EVENT_TIMER, at);
 	e->p = t;
@@ -410,6 +435,7 @@ static void boot_time_start(struct node *n)
 	n->boot_ns = prng_between(&n->w->random, 1000, 100000) * MS;
 	/* From -now_ns on: the sum starts small again. */
 	n->boot_ns -= n->w->now_ns;
+	n->drift_ns = n->w->now_ns;
 }
 
 static void node_init(struct world *w, unsigned index)
@@ -484,12 +510,33 @@ uint64_t world_now_ms(const struct world *w)
 	return w->now_ns / MS;
 }
 
+uint64_t world_now_ns(const struct world *w)
+{
+	return w->now_ns;
+}
+
+unsigned world_last(const struct world *w)
+{
+	return w->last;
+}
+
+uint64_t world_still(const struct world *w)
+{
+	return w->still;
+}
+
 /* ---- stepping ---- */
 
 static void run_timer(struct event *e)
 {
 	struct env_timer *t = e->p;
 
+	/* Its clock was slowed down meanwhile. */
+	if (sim_now_ns(t->env) / MS < t->at_ms) {
+		t->running = false;
+		sim_timer_start(t);
+		return;
+	}
 	t->running = false;
 	t->impl[0] = NULL;
 	t->cb(t);
@@ -559,6 +606,7 @@ static bool run_posted(struct world *w)
 		n = &w->nodes[i];
 		if (n->turn.pending == 0)
 			continue;
+		w->last = i;
 		mix(w, i);
 		turn_run(&n->turn);
 		w->events_done++;
@@ -613,7 +661,9 @@ bool world_step(struct world *w)
 		return false;
 	heap_remove(w, e);
 	CHECK(e->at_ns >= w->now_ns);
+	w->still = e->at_ns == w->now_ns ? w->still + 1 : 0;
 	w->now_ns = e->at_ns;
+	w->last = e->node;
 	w->events_done++;
 	mix(w, e->at_ns);
 	mix(w, (uint64_t)e->kind << 8 | e->node);
@@ -663,13 +713,19 @@ bool world_run_flag(struct world *w, const bool *flag, uint64_t ms_max)
 void world_at(struct world *w, unsigned node, uint64_t ms,
 	      void (*cb)(void *arg), void *arg)
 {
+	world_at_ns(w, node, ms * MS, cb, arg);
+}
+
+void world_at_ns(struct world *w, unsigned node, uint64_t ns,
+		 void (*cb)(void *arg), void *arg)
+{
 	struct event *e;
 
 	PRE(node <= WORLD_NOBODY);
 	PRE(cb != NULL);
 	if (node < WORLD_NODES_MAX && w->nodes[node].ended)
 		return;
-	e = event_new(w, node, EVENT_CALL, ms * MS);
+	e = event_new(w, node, EVENT_CALL, ns);
 	e->cb = cb;
 	e->p = arg;
 	heap_insert(w, e);
@@ -714,7 +770,29 @@ void world_suspend(struct world *w, unsigned node, uint64_t ms)
 
 void world_pause(struct world *w, unsigned node, uint64_t ms)
 {
-	node_at(w, node)->paused_until_ns = w->now_ns + ms * MS;
+	struct node *n = node_at(w, node);
+	uint64_t until = w->now_ns + ms * MS;
+
+	/* What already waits for the end of a longer one keeps its place. */
+	if (until > n->paused_until_ns)
+		n->paused_until_ns = until;
+}
+
+bool world_paused(const struct world *w, unsigned node)
+{
+	PRE(node < WORLD_NODES_MAX);
+	return w->nodes[node].paused_until_ns > w->now_ns;
+}
+
+void world_drift(struct world *w, unsigned node, int32_t ppm)
+{
+	struct node *n = node_at(w, node);
+
+	PRE(ppm >= -500000);
+	PRE(ppm <= 500000);
+	n->boot_ns += drifted(n);
+	n->drift_ns = w->now_ns;
+	n->drift_ppm = ppm;
 }
 
 void world_latency(struct world *w, unsigned node, enum env_worker worker,
@@ -761,6 +839,16 @@ const char *world_stopped(const struct world *w, unsigned node)
 {
 	PRE(node < WORLD_NODES_MAX);
 	return w->nodes[node].stopped ? w->nodes[node].why : NULL;
+}
+
+void world_end(struct world *w, unsigned node)
+{
+	struct node *n = node_at(w, node);
+
+	if (n->ended)
+		return;
+	n->crashed = true;
+	node_end(n);
 }
 
 /* The node's events, without a look at what they point to. */
@@ -871,9 +959,27 @@ void world_wipe(struct world *w, unsigned node)
 	memdisk_wipe(node_restart(w, node)->disk);
 }
 
+void world_clone(struct world *w, unsigned from, unsigned to)
+{
+	struct node *source = node_at(w, from);
+
+	memdisk_clone(node_restart(w, to)->disk, source->disk);
+}
+
+struct disk *world_durable(struct world *w, unsigned node)
+{
+	return memdisk_durable(node_at(w, node)->disk);
+}
+
 void world_capacity(struct world *w, unsigned node, uint64_t bytes)
 {
 	memdisk_capacity(node_at(w, node)->disk, bytes);
+}
+
+uint64_t world_used(const struct world *w, unsigned node)
+{
+	PRE(node < WORLD_NODES_MAX);
+	return memdisk_used(w->nodes[node].disk);
 }
 
 void world_birth_hidden(struct world *w, unsigned node, bool hidden)

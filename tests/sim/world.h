@@ -76,6 +76,14 @@ bool world_run_flag(struct world *w, const bool *flag, uint64_t ms_max);
  * dropped when the node ends first. */
 void world_at(struct world *w, unsigned node, uint64_t ms,
 	      void (*cb)(void *arg), void *arg);
+/* The same with the finest time there is. */
+void world_at_ns(struct world *w, unsigned node, uint64_t ns,
+		 void (*cb)(void *arg), void *arg);
+uint64_t world_now_ns(const struct world *w);
+/* Whose thread the last event ran on; WORLD_NOBODY: the driver's. */
+unsigned world_last(const struct world *w);
+/* Events in a row without time going on: a timer that spins. */
+uint64_t world_still(const struct world *w);
 
 /* Seeded, for drivers; a stream of its own. 0 <= result < n. */
 uint64_t world_random(struct world *w, uint64_t n);
@@ -88,6 +96,10 @@ void world_wall_synced(struct world *w, unsigned node, bool synced);
 void world_suspend(struct world *w, unsigned node, uint64_t ms);
 /* The process is stopped (SIGSTOP) for `ms`: its events come late. */
 void world_pause(struct world *w, unsigned node, uint64_t ms);
+bool world_paused(const struct world *w, unsigned node);
+/* Its boot time and its timers run too fast by so many millionths (too slow
+ * when negative; -500,000..500,000). Its wall clock is kept by others. */
+void world_drift(struct world *w, unsigned node, int32_t ppm);
 
 /* Microseconds between a job's queueing (or the end of the one before it) and
  * its run; between its run and its done. */
@@ -115,6 +127,10 @@ bool world_alive(const struct world *w, unsigned node);
 bool world_crashed(const struct world *w, unsigned node);
 /* What it told fail_stop; NULL when it did not. */
 const char *world_stopped(const struct world *w, unsigned node);
+
+/* The node ends here and now, perhaps in the middle of its own event. What
+ * world_crashed() and `why` tell is then the driver's word. */
+void world_end(struct world *w, unsigned node);
 
 /* The process ends, the machine stays: everything written is there for the
  * next process to read, and is still unsynced. Also the way to boot again
@@ -211,8 +227,16 @@ void world_files(struct world *w, unsigned node,
 void world_copy(struct world *w, unsigned from, unsigned to);
 /* The disk of a node that does not run becomes empty, with another birth. */
 void world_wipe(struct world *w, unsigned node);
+/* The disk of `to`, which must not run, becomes what that of `from` would be
+ * after a power cut that keeps nothing; with the same birth: a volume that was
+ * rolled back. `from` may run. */
+void world_clone(struct world *w, unsigned from, unsigned to);
+/* To read what a power cut would leave if it kept nothing: open (read only),
+ * read, size and list; everything else is RC_IO. */
+struct disk *world_durable(struct world *w, unsigned node);
 /* Bytes the disk holds (default 1 TiB): writes beyond are RC_NO_SPACE. */
 void world_capacity(struct world *w, unsigned node, uint64_t bytes);
+uint64_t world_used(const struct world *w, unsigned node);
 /* The file system tells no birth time. */
 void world_birth_hidden(struct world *w, unsigned node, bool hidden);
 

@@ -266,6 +266,44 @@ TEST(both_copies_bad_is_a_lost_ballot_until_it_is_written)
 	end();
 }
 
+/* A disk that replaces a lost one: what it says, it knows from others. */
+static unsigned good_after_a_loss(void)
+{
+	unsigned good = 0;
+	uint32_t s;
+
+	w = world_new(30);
+	disk = world_disk(w, 0);
+	EXPECT_RC(ballot_format_lost(disk, 16, &why), RC_OK);
+	EXPECT_RC(ballot_open(disk, 16, &ballot, &why), RC_OK);
+	reopen();
+	for (s = 0; s < 16; s++)
+		good += ballot_good(ballot, s);
+	return good;
+}
+
+TEST(a_lost_disk_has_no_good_ballot_until_it_is_written)
+{
+	EXPECT_UINT(good_after_a_loss(), 0);
+	put(3, 9);
+	reopen();
+	expect_vote(3, 9);
+	EXPECT_FALSE(ballot_good(ballot, 4));
+	EXPECT_RC(ballot_check(ballot, 4, &why), RC_CORRUPT);
+	end();
+}
+
+TEST(mutant_reset_votes_dies)
+{
+	unsigned good;
+
+	mutant_now = MUTANT_reset_votes;
+	good = good_after_a_loss();
+	mutant_now = MUTANT_none;
+	EXPECT_UINT(good, 16);
+	end();
+}
+
 TEST(unreadable_blocks_are_bad_copies)
 {
 	struct world_fault f = { .kind = WORLD_EIO,

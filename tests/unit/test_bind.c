@@ -1,6 +1,7 @@
 #include "node/core/bind.h"
 
 #include "objects/class.h"
+#include "objects/directory_class.h"
 #include "tests/lib/fault.h"
 #include "tests/lib/runner.h"
 
@@ -105,6 +106,12 @@ TEST(every_method_asks_for_its_right)
 				want = (rights & (uint32_t)m->right) != 0
 					       ? RC_OK
 					       : RC_DENIED;
+			/* Of the directory there is only one. */
+			if (strcmp(m->class_name, DIRECTORY_CLASS) == 0) {
+				EXPECT_RC(ask("p", "directory/x", m->name),
+					  RC_NOT_FOUND);
+				continue;
+			}
 			snprintf(address, sizeof(address), "%s/x",
 				 m->class_name);
 			runner_context("%s %s with %u", address, m->name,
@@ -268,6 +275,121 @@ TEST(the_longest_names_fit)
 	name[0] = 'q';
 	EXPECT_RC(bind_resolve(b, text(name), &a, text("get"), &m, NULL),
 		  RC_NOT_FOUND);
+}
+
+static void grant_in(const char *who, const char *tenant, const char *env,
+		     uint32_t rights, enum rc want)
+{
+	struct grant g = grant_of(who, "*", "", rights);
+
+	snprintf(g.tenant, sizeof(g.tenant), "%s", tenant);
+	snprintf(g.env, sizeof(g.env), "%s", env);
+	EXPECT_RC(bind_grant(b, &g, NULL), want);
+}
+
+TEST(the_directory)
+{
+	char by_id[80] = "holdfast/system/directory/~";
+
+	begin();
+	memset(by_id + strlen(by_id), '0', 2 * OID_BYTES);
+	grant_in("root", "holdfast", "system", RIGHT_READ | RIGHT_ADMIN, RC_OK);
+	EXPECT_RC(ask("root", DIRECTORY_ADDRESS, "read"), RC_OK);
+	EXPECT_RC(ask("root", DIRECTORY_ADDRESS, "revoke"), RC_OK);
+	EXPECT_RC(ask("root", DIRECTORY_ADDRESS, "seed"), RC_DENIED);
+	EXPECT_RC(ask("you", DIRECTORY_ADDRESS, "read"), RC_NOT_FOUND);
+	EXPECT_RC(ask("root", "holdfast/system/directory/x", "read"),
+		  RC_NOT_FOUND);
+	EXPECT_RC(ask("root", "holdfast/dev/directory/cluster", "read"),
+		  RC_NOT_FOUND);
+	EXPECT_RC(ask("root", by_id, "read"), RC_NOT_FOUND);
+}
+
+TEST(nodes_have_the_directory_and_nothing_else)
+{
+	begin();
+	EXPECT_RC(ask("node:1", DIRECTORY_ADDRESS, "read"), RC_OK);
+	EXPECT_RC(ask("node:1", DIRECTORY_ADDRESS, "seed"), RC_OK);
+	EXPECT_RC(ask("node:1", DIRECTORY_ADDRESS, "grant"), RC_DENIED);
+	EXPECT_RC(ask("node:1", DIRECTORY_ADDRESS, "revoke"), RC_DENIED);
+	EXPECT_RC(ask("node:1", "directory/cluster", "read"), RC_NOT_FOUND);
+	EXPECT_RC(ask("node:1", "kv/a", "get"), RC_NOT_FOUND);
+	grant_in("node:1", "default", "dev", RIGHT_READ, RC_INVALID);
+}
+
+TEST(a_certificate_is_good_for_its_own_tenant)
+{
+	static const char *const who =
+		"spiffe://c/tenant/acme/env/prod/client/x";
+
+	begin();
+	grant_in(who, "acme", "prod", RIGHT_READ, RC_OK);
+	grant_in(who, "acme", "dev", RIGHT_READ, RC_INVALID);
+	grant_in(who, "default", "prod", RIGHT_READ, RC_INVALID);
+	EXPECT_RC(ask(who, "acme/prod/kv/a", "get"), RC_OK);
+	EXPECT_RC(ask(who, "acme/dev/kv/a", "get"), RC_NOT_FOUND);
+}
+
+TEST(all_grants_are_replaced_at_once)
+{
+	struct grant g[] = { grant_of("a", "kv", "", RIGHT_READ),
+			     grant_of("b", "no-such-class", "", RIGHT_READ),
+			     grant_of("c", "kv", "", RIGHT_WRITE) };
+
+	begin();
+	grant("old", "kv", "", RIGHT_READ);
+	EXPECT_RC(bind_replace(b, g, 3), RC_OK);
+	EXPECT_RC(ask("old", "kv/a", "get"), RC_NOT_FOUND);
+	EXPECT_RC(ask("a", "kv/a", "get"), RC_OK);
+	EXPECT_RC(ask("b", "kv/a", "get"), RC_NOT_FOUND);
+	EXPECT_RC(ask("c", "kv/a", "put"), RC_OK);
+	EXPECT_RC(bind_replace(b, g, 1), RC_OK);
+	EXPECT_RC(ask("c", "kv/a", "put"), RC_NOT_FOUND);
+	EXPECT_RC(bind_replace(b, NULL, 0), RC_OK);
+	EXPECT_RC(ask("a", "kv/a", "get"), RC_NOT_FOUND);
+	EXPECT_FALSE(bind_any(b, text("a"), text("default"), text("dev"),
+			      RIGHT_READ));
+}
+
+TEST(too_many_replace_nothing)
+{
+	static struct grant g[GRANTS_MAX + 1];
+	unsigned i;
+
+	begin();
+	grant("old", "kv", "", RIGHT_READ);
+	for (i = 0; i <= GRANTS_MAX; i++)
+		g[i] = grant_of("a", "kv", "", RIGHT_READ);
+	EXPECT_RC(bind_replace(b, g, GRANTS_MAX + 1), RC_OVERLOADED);
+	EXPECT_RC(ask("old", "kv/a", "get"), RC_OK);
+	EXPECT_RC(bind_replace(b, g, GRANTS_MAX), RC_OK);
+	EXPECT_RC(ask("old", "kv/a", "get"), RC_NOT_FOUND);
+}
+
+TEST(without_memory_the_old_grants_stay)
+{
+	struct grant g[] = { grant_of("a", "kv", "", RIGHT_READ),
+			     grant_of("b", "kv", "", RIGHT_READ) };
+	unsigned n;
+	enum rc rc;
+
+	for (n = 1;; n++) {
+		begin();
+		grant("old", "kv", "", RIGHT_READ);
+		fault_alloc(n);
+		rc = bind_replace(b, g, 2);
+		if (!fault_off())
+			break;
+		/* A table that cannot grow is only slower. */
+		if (rc != RC_OK)
+			EXPECT_RC(rc, RC_NOMEM);
+		EXPECT_RC(ask("old", "kv/a", "get"),
+			  rc == RC_OK ? RC_NOT_FOUND : RC_OK);
+		EXPECT_RC(ask("a", "kv/a", "get"),
+			  rc == RC_OK ? RC_OK : RC_NOT_FOUND);
+	}
+	EXPECT_TRUE(n > 4);
+	EXPECT_RC(rc, RC_OK);
 }
 
 TEST(memory_runs_out)

@@ -4,6 +4,7 @@
  * which it can be wrong, and for every method each set of rights.
  */
 #include "client/proto/method.h"
+#include "objects/directory_class.h"
 #include "raft-glue/placement.h"
 #include "tests/lib/core_rig.h"
 
@@ -170,7 +171,7 @@ static void good_value(const struct method *m, const struct method_arg *a,
 			pack_cstr(w, "default");
 		break;
 	case METHOD_BYTES:
-		pack_cstr(w, "k");
+		pack_cstr(w, a->min > 1 ? "0123456789abcdef" : "k");
 		break;
 	case METHOD_UINT:
 	case METHOD_INT:
@@ -304,7 +305,16 @@ static void expect_invalid(const struct told *t, const char *field)
 
 static void address_of(const struct method *m, char out[64])
 {
-	snprintf(out, 64, "%s/o", m->class_name);
+	if (strcmp(m->class_name, DIRECTORY_CLASS) == 0)
+		snprintf(out, 64, "%s", DIRECTORY_ADDRESS);
+	else
+		snprintf(out, 64, "%s/o", m->class_name);
+}
+
+/* Somebody who may call it. */
+static const char *who_may(const struct method *m)
+{
+	return m->right == RIGHT_NODE ? "node:1" : "me";
 }
 
 static void check_map(const struct method *m, uint32_t at, enum wrong wrong,
@@ -316,7 +326,8 @@ static void check_map(const struct method *m, uint32_t at, enum wrong wrong,
 	address_of(m, address);
 	pack_w_init(&w, 64u << 20);
 	args_map(m, at, wrong, bytes, NULL, &w);
-	expect_invalid(send_parts("me", address, m->name, &w, NULL), field);
+	expect_invalid(send_parts(who_may(m), address, m->name, &w, NULL),
+		       field);
 	pack_w_release(&w);
 }
 
@@ -353,7 +364,7 @@ static void check_args_as_such(const struct method *m)
 	for (i = 0; i < bads_n; i++) {
 		runner_context("%s.%s args: %s", m->class_name, m->name,
 			       bads[i].what);
-		expect_invalid(send_parts("me", address, m->name,
+		expect_invalid(send_parts(who_may(m), address, m->name,
 					  &bads[i].bytes, NULL),
 			       "args");
 	}
@@ -378,6 +389,8 @@ static void begin_table(uint64_t seed)
 	rig.id.segment_bytes = 4u << 20;
 	rig_format();
 	rig_boot();
+	rig_grant("me", DIRECTORY_TENANT, DIRECTORY_ENV, "*", "",
+		  RIGHT_READ | RIGHT_WRITE | RIGHT_ADMIN);
 	some_state();
 	entries = rig_entries();
 	rows = 0;
@@ -708,6 +721,8 @@ TEST(every_method_without_its_grant)
 
 		snprintf(who, sizeof(who), "with-%u", rights);
 		rig_grant(who, "default", "dev", "*", "", rights);
+		rig_grant(who, DIRECTORY_TENANT, DIRECTORY_ENV, "*", "",
+			  rights);
 	}
 	for (i = 0; (m = method_at(i)) != NULL; i++) {
 		struct told *absent =

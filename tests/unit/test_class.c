@@ -39,6 +39,6 @@ TEST(every_class_is_whole)
 		EXPECT_TRUE((c->durabilities & 1u << c->durability) != 0);
 		EXPECT_TRUE(c->idem_window_ms > 0);
 	}
-	EXPECT_UINT(i, 3);
+	EXPECT_UINT(i, 4);
 	EXPECT_TRUE(class_at(i + 1) == NULL);
 }

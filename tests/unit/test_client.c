@@ -1,6 +1,8 @@
 #include "client/holdfast.h"
 
+#include <netinet/in.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -8,8 +10,10 @@
 #include <uv.h>
 
 #include "client/proto/frame.h"
+#include "client/tls.h"
 #include "tests/lib/fault.h"
 #include "tests/lib/runner.h"
+#include "tests/lib/test_ca.h"
 
 /*
  * A server in a thread that does what the called method's name says. It has one
@@ -20,10 +24,19 @@ struct server {
 	int listener;
 	pthread_t thread;
 	bool refuse_hello;
-	bool silent; /* Not even hello is answered. */
+	atomic_bool silent; /* Not even hello is answered. */
 	unsigned connections;
 	unsigned calls;
 	unsigned cancels;
+	/* One of several: over TLS, on a port. */
+	struct tls_context *context; /* NULL: a Unix socket. */
+	struct tls *tls;
+	uint16_t port;
+	const char *node;              /* NULL: hello does not say. */
+	struct server *const *members; /* The same for all; NULL ends it. */
+	_Atomic(const char *) owner;   /* NULL: this one. */
+	unsigned forwarded;
+	unsigned redirected;
 	int stop[2];
 	struct pack_w out;
 	uint8_t in[4 << 20];
@@ -78,6 +91,58 @@ static void server_meta(struct server *s, uint32_t id, struct pack_bytes v)
 	pack_u64(&s->out, 5);
 }
 
+/* What a node says that may own the object. */
+static void server_own(struct server *s, uint32_t id, struct pack_bytes options)
+{
+	struct frame_error e = { .code = RC_NOT_OWNER,
+				 .outcome = OUTCOME_REFUSED,
+				 .has_shard = true,
+				 .shard = 3,
+				 .retry_after_ms = -1 };
+	const char *owner = atomic_load(&s->owner);
+	bool redirect = memmem(options.p, options.n, "redirect", 8) != NULL;
+
+	if (owner == NULL || !redirect) {
+		s->forwarded += owner != NULL;
+		server_value(s, id, text("\x81\xa1x\x01"));
+		return;
+	}
+	s->redirected++;
+	e.owner = text(owner);
+	frame_response(&s->out, id);
+	frame_error_write(&s->out, &e);
+	pack_nil(&s->out);
+}
+
+static void server_hello(struct server *s, uint32_t id)
+{
+	struct server *const *m;
+	char rpc[32];
+	uint32_t n = 0;
+
+	frame_response(&s->out, id);
+	pack_nil(&s->out);
+	pack_map(&s->out, s->node == NULL ? 1 : 3);
+	pack_cstr(&s->out, "protocol");
+	pack_u64(&s->out, 1);
+	if (s->node == NULL)
+		return;
+	pack_cstr(&s->out, "node");
+	pack_cstr(&s->out, s->node);
+	for (m = s->members; *m != NULL; m++)
+		n++;
+	pack_cstr(&s->out, "members");
+	pack_array(&s->out, n);
+	for (m = s->members; *m != NULL; m++) {
+		(void)snprintf(rpc, sizeof(rpc), "127.0.0.1:%u", (*m)->port);
+		pack_map(&s->out, 2);
+		pack_cstr(&s->out, "name");
+		pack_cstr(&s->out, (*m)->node);
+		pack_cstr(&s->out, "rpc");
+		pack_cstr(&s->out, rpc);
+	}
+}
+
 /* False: the connection is to be closed. */
 static bool server_call(struct server *s, const struct frame *f)
 {
@@ -93,6 +158,9 @@ static bool server_call(struct server *s, const struct frame *f)
 		FAIL("the call is malformed");
 	if (pack_bytes_eq(method, "echo", 4))
 		server_value(s, f->id, args);
+	else if (pack_bytes_eq(method, "own", 3))
+		server_own(s, f->id,
+			   (struct pack_bytes){ r.at, (size_t)(r.end - r.at) });
 	else if (pack_bytes_eq(method, "meta", 4))
 		server_meta(s, f->id, args);
 	else if (pack_bytes_eq(method, "conflict", 8))
@@ -111,8 +179,6 @@ static bool server_call(struct server *s, const struct frame *f)
 
 static bool server_frame(struct server *s, const struct frame *f)
 {
-	struct pack_bytes map = text("\x81\xa8protocol\x01");
-
 	if (f->kind == FRAME_NOTIFY) {
 		s->cancels += pack_bytes_eq(f->method, "cancel", 6);
 		return true;
@@ -124,10 +190,30 @@ static bool server_frame(struct server *s, const struct frame *f)
 	if (pack_bytes_eq(f->method, "hello", 5) && s->refuse_hello)
 		server_error(s, f->id, RC_UNSUPPORTED, "protocol 1 is gone");
 	else if (pack_bytes_eq(f->method, "hello", 5))
-		server_value(s, f->id, map);
+		server_hello(s, f->id);
 	else
 		server_value(s, f->id, f->params);
 	return true;
+}
+
+static bool server_send_tls(struct server *s, int fd)
+{
+	const uint8_t *p;
+	size_t left;
+	ssize_t n;
+
+	if (tls_ready(s->tls) && s->out.n > 0)
+		EXPECT_RC(tls_write(s->tls, s->out.p, s->out.n), RC_OK);
+	pack_w_reset(&s->out);
+	for (;;) {
+		tls_output(s->tls, &p, &left);
+		if (left == 0)
+			return true;
+		n = send(fd, p, left, MSG_NOSIGNAL);
+		if (n <= 0)
+			return false;
+		tls_sent(s->tls, (size_t)n);
+	}
 }
 
 static bool server_send(struct server *s, int fd)
@@ -135,6 +221,8 @@ static bool server_send(struct server *s, int fd)
 	size_t at = 0;
 	ssize_t n;
 
+	if (s->tls != NULL)
+		return server_send_tls(s, fd);
 	while (at < s->out.n) {
 		n = send(fd, s->out.p + at, s->out.n - at, MSG_NOSIGNAL);
 		if (n <= 0)
@@ -156,6 +244,24 @@ static bool server_wait(struct server *s, int fd)
 	return p[1].revents == 0;
 }
 
+/* As recv(), of what TLS makes of it; 0: nothing, but the connection stands. */
+static ssize_t server_recv(struct server *s, int fd, uint8_t *p, size_t n)
+{
+	uint8_t cipher[4096];
+	ssize_t k;
+
+	if (s->tls == NULL) {
+		k = recv(fd, p, n, 0);
+		return k == 0 ? -1 : k;
+	}
+	k = recv(fd, cipher, sizeof(cipher), 0);
+	if (k <= 0 || tls_input(s->tls, cipher, (size_t)k, NULL) != RC_OK) {
+		(void)server_send(s, fd);
+		return -1;
+	}
+	return (ssize_t)tls_read(s->tls, p, n);
+}
+
 static bool server_connection(struct server *s, int fd)
 {
 	uint8_t *in = s->in;
@@ -171,8 +277,8 @@ static bool server_connection(struct server *s, int fd)
 	while (more) {
 		if (!server_wait(s, fd))
 			return false;
-		n = recv(fd, in + have, sizeof(s->in) - have, 0);
-		if (n <= 0)
+		n = server_recv(s, fd, in + have, sizeof(s->in) - have);
+		if (n < 0)
 			return true;
 		have += (size_t)n;
 		for (at = 0; more && at < have; at += used) {
@@ -201,10 +307,42 @@ static void *server_main(void *arg)
 		if (fd < 0)
 			break;
 		s->connections++;
+		if (s->context != NULL)
+			EXPECT_RC(tls_new(s->context, true, &s->tls), RC_OK);
 		more = server_connection(s, fd);
+		tls_free(s->tls);
+		s->tls = NULL;
 		(void)close(fd);
 	}
 	return NULL;
+}
+
+static void server_run(struct server *s)
+{
+	pack_w_init(&s->out, 8 << 20);
+	EXPECT_INT(listen(s->listener, 16), 0);
+	EXPECT_INT(pipe(s->stop), 0);
+	EXPECT_INT(pthread_create(&s->thread, NULL, server_main, s), 0);
+}
+
+/* The same port again when it had one. */
+static void server_start_tcp(struct server *s)
+{
+	struct sockaddr_in addr = { .sin_family = AF_INET,
+				    .sin_port = htons(s->port) };
+	socklen_t n = sizeof(addr);
+	int one = 1;
+
+	addr.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	s->listener = socket(AF_INET, SOCK_STREAM, 0);
+	EXPECT_TRUE(s->listener >= 0);
+	EXPECT_INT(setsockopt(s->listener, SOL_SOCKET, SO_REUSEADDR, &one,
+			      sizeof(one)),
+		   0);
+	EXPECT_INT(bind(s->listener, (struct sockaddr *)&addr, n), 0);
+	EXPECT_INT(getsockname(s->listener, (struct sockaddr *)&addr, &n), 0);
+	s->port = ntohs(addr.sin_port);
+	server_run(s);
 }
 
 static void server_start(struct server *s)
@@ -216,14 +354,11 @@ static void server_start(struct server *s)
 		(void)snprintf(s->path, sizeof(s->path), "%.90s/s%u",
 			       runner_dir(), n++);
 	(void)snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", s->path);
-	pack_w_init(&s->out, 8 << 20);
 	s->listener = socket(AF_UNIX, SOCK_STREAM, 0);
 	EXPECT_TRUE(s->listener >= 0);
 	EXPECT_INT(bind(s->listener, (struct sockaddr *)&addr, sizeof(addr)),
 		   0);
-	EXPECT_INT(listen(s->listener, 16), 0);
-	EXPECT_INT(pipe(s->stop), 0);
-	EXPECT_INT(pthread_create(&s->thread, NULL, server_main, s), 0);
+	server_run(s);
 }
 
 static void server_stop(struct server *s)
@@ -818,6 +953,355 @@ TEST(bad_handles_and_bounds)
 	EXPECT_INT(uv_run(&loop, UV_RUN_DEFAULT), 0);
 	EXPECT_UINT(seen.answers, 1);
 	EXPECT_INT(uv_loop_close(&loop), 0);
+}
+
+/* ------------------------------------------------- several nodes, TLS --- */
+
+static struct server nodes[3];
+static struct server *const members[] = { &nodes[0], &nodes[1], &nodes[2],
+					  NULL };
+static char config[320];
+static char pem[3][320];
+
+static struct tls_context *context(const char *name)
+{
+	struct tls_context *c = NULL;
+	struct detail why = { 0 };
+	char cert[400];
+	char key[400];
+	char ca[400];
+
+	(void)snprintf(ca, sizeof(ca), "%s/ca.crt", runner_dir());
+	(void)snprintf(cert, sizeof(cert), "%s/%s.crt", runner_dir(), name);
+	(void)snprintf(key, sizeof(key), "%s/%s.key", runner_dir(), name);
+	if (tls_context_new(ca, cert, key, &c, &why) != RC_OK)
+		FAIL("%s: %s", name, why.text);
+	return c;
+}
+
+static void config_write(unsigned n, const char *client)
+{
+	FILE *f;
+	unsigned i;
+
+	(void)snprintf(config, sizeof(config), "%s/client.yaml", runner_dir());
+	f = fopen(config, "w");
+	EXPECT_NOT_NULL(f);
+	EXPECT_TRUE(fprintf(f, "endpoints:\n") > 0);
+	for (i = 0; i < n; i++)
+		EXPECT_TRUE(fprintf(f, "- {name: n%u, rpc: '127.0.0.1:%u'}\n",
+				    i + 1, nodes[i].port) > 0);
+	EXPECT_TRUE(fprintf(f,
+			    "tls:\n  ca: ca.crt\n  cert: %s.crt\n"
+			    "  key: %s.key\n",
+			    client, client) > 0);
+	EXPECT_INT(fclose(f), 0);
+	(void)snprintf(pem[0], sizeof(pem[0]), "%s/ca.crt", runner_dir());
+	(void)snprintf(pem[1], sizeof(pem[1]), "%s/%s.crt", runner_dir(),
+		       client);
+	(void)snprintf(pem[2], sizeof(pem[2]), "%s/%s.key", runner_dir(),
+		       client);
+}
+
+/* Three nodes, of which `owner` has the object; a client.yaml with the first
+ * `endpoints`. */
+static void nodes_start(const char *owner, unsigned endpoints)
+{
+	static const char *const names[] = { "n1", "n2", "n3" };
+	static const char *const uris[] = {
+		"spiffe://" TEST_CLUSTER "/node/1",
+		"spiffe://" TEST_CLUSTER "/node/2",
+		"spiffe://" TEST_CLUSTER "/node/3",
+	};
+	struct test_ca *ca = test_ca_new(runner_dir(), "ca");
+	unsigned i;
+
+	test_cert(ca, runner_dir(), "client",
+		  &(struct test_leaf){ .uri = "spiffe://" TEST_CLUSTER
+					      "/tenant/t/env/e/client/c" });
+	memset(nodes, 0, sizeof(nodes));
+	for (i = 0; i < 3; i++) {
+		test_cert(ca, runner_dir(), names[i],
+			  &(struct test_leaf){ .uri = uris[i] });
+		nodes[i].context = context(names[i]);
+		nodes[i].node = names[i];
+		nodes[i].members = members;
+		if (strcmp(names[i], owner) != 0)
+			atomic_store(&nodes[i].owner, owner);
+		server_start_tcp(&nodes[i]);
+	}
+	test_ca_free(ca);
+	config_write(endpoints, "client");
+}
+
+static void nodes_stop(void)
+{
+	unsigned i;
+
+	for (i = 0; i < 3; i++) {
+		if (nodes[i].listener >= 0)
+			server_stop(&nodes[i]);
+		tls_context_free(nodes[i].context);
+	}
+}
+
+static void node_kill(unsigned i)
+{
+	server_stop(&nodes[i]);
+	nodes[i].listener = -1;
+}
+
+static struct holdfast *connected_by(const struct holdfast_options *o)
+{
+	struct holdfast *h = NULL;
+	char why[256] = "";
+
+	if (holdfast_connect(o, &h, why, sizeof(why)) != HOLDFAST_OK)
+		FAIL("connect: %s", why);
+	return h;
+}
+
+static const struct holdfast_answer *owned(struct holdfast *h, int code)
+{
+	struct holdfast_request r = HOLDFAST_CALL("kv/a", "own");
+	const struct holdfast_answer *a;
+
+	EXPECT_INT(holdfast_call_wait(h, &r, &a), code);
+	return a;
+}
+
+/* From one endpoint to all, and from there to the owner. */
+TEST(the_owner_is_found)
+{
+	struct holdfast_options o = HOLDFAST_OPTIONS;
+	struct holdfast *h;
+	unsigned i;
+
+	nodes_start("n3", 1);
+	o.config = config;
+	h = connected_by(&o);
+	for (i = 0; i < 50; i++)
+		(void)owned(h, HOLDFAST_OK);
+	EXPECT_UINT(owned(h, HOLDFAST_OK)->tries, 1);
+	holdfast_close(h, NULL, NULL);
+	EXPECT_TRUE(nodes[2].calls >= 30);
+	EXPECT_TRUE(nodes[0].redirected >= 1);
+	EXPECT_INT(setenv("HOLDFAST_CONFIG", config, 1), 0);
+	h = connected_by(NULL);
+	(void)owned(h, HOLDFAST_OK);
+	holdfast_close(h, NULL, NULL);
+	EXPECT_INT(unsetenv("HOLDFAST_CONFIG"), 0);
+	nodes_stop();
+}
+
+TEST(one_endpoint_alone)
+{
+	struct holdfast_options o = HOLDFAST_OPTIONS;
+	const char *endpoint;
+	char place[40];
+	struct holdfast *h;
+	unsigned i;
+
+	nodes_start("n2", 3);
+	(void)snprintf(place, sizeof(place), "127.0.0.1:%u", nodes[0].port);
+	endpoint = place;
+	o.endpoints = &endpoint;
+	o.endpoints_n = 1;
+	o.ca = pem[0];
+	o.cert = pem[1];
+	o.key = pem[2];
+	o.only = 1;
+	h = connected_by(&o);
+	for (i = 0; i < 5; i++)
+		(void)owned(h, HOLDFAST_OK);
+	holdfast_close(h, NULL, NULL);
+	nodes_stop();
+	EXPECT_UINT(nodes[0].forwarded, 5);
+	EXPECT_UINT(nodes[1].connections + nodes[2].connections, 0);
+}
+
+/* The owner dies, another node takes over: calls that begin later go on. */
+TEST(the_owner_is_lost)
+{
+	struct holdfast_options o = HOLDFAST_OPTIONS;
+	uint64_t began;
+	struct holdfast *h;
+	unsigned i;
+
+	nodes_start("n1", 3);
+	o.config = config;
+	h = connected_by(&o);
+	for (i = 0; i < 20; i++)
+		(void)owned(h, HOLDFAST_OK);
+	atomic_store(&nodes[1].owner, NULL);
+	atomic_store(&nodes[2].owner, "n2");
+	node_kill(0);
+	began = uv_hrtime();
+	(void)owned(h, HOLDFAST_OK);
+	EXPECT_TRUE(uv_hrtime() - began < 1000000000u);
+	EXPECT_UINT(owned(h, HOLDFAST_OK)->tries, 1);
+	/* It comes back, and so does its shard. */
+	server_start_tcp(&nodes[0]);
+	atomic_store(&nodes[1].owner, "n1");
+	atomic_store(&nodes[2].owner, "n1");
+	atomic_store(&nodes[0].owner, NULL);
+	for (i = 0; i < 20; i++)
+		(void)owned(h, HOLDFAST_OK);
+	holdfast_close(h, NULL, NULL);
+	nodes_stop();
+}
+
+/* It reads and says nothing: frozen, or behind a cut cable. */
+TEST(a_silent_node_is_left)
+{
+	struct holdfast_options o = HOLDFAST_OPTIONS;
+	struct holdfast_request r = HOLDFAST_CALL("kv/a", "own");
+	const struct holdfast_answer *a;
+	struct holdfast *h;
+	unsigned i;
+
+	nodes_start("n1", 3);
+	o.config = config;
+	h = connected_by(&o);
+	for (i = 0; i < 20; i++)
+		(void)owned(h, HOLDFAST_OK);
+	atomic_store(&nodes[0].silent, true);
+	atomic_store(&nodes[1].owner, NULL);
+	atomic_store(&nodes[2].owner, "n2");
+	r.idem = "key";
+	r.idem_bytes = 3;
+	EXPECT_INT(holdfast_call_wait(h, &r, &a), HOLDFAST_OK);
+	EXPECT_TRUE(a->tries >= 2);
+	holdfast_close(h, NULL, NULL);
+	nodes_stop();
+}
+
+static void refused_connection(const struct holdfast_options *o, int code,
+			       const char *sentence)
+{
+	struct holdfast *h = NULL;
+	char why[256] = "";
+
+	EXPECT_INT(holdfast_connect(o, &h, why, sizeof(why)), code);
+	EXPECT_HAS(why, sentence);
+	EXPECT_NULL(h);
+}
+
+TEST(who_is_no_node_of_ours)
+{
+	struct holdfast_options o = HOLDFAST_OPTIONS;
+	struct test_ca *ca;
+
+	nodes_start("n1", 1);
+	/* Another cluster under the same authority, and another authority. */
+	ca = test_ca_new(runner_dir(), "other");
+	test_cert(ca, runner_dir(), "alien",
+		  &(struct test_leaf){ .uri = "spiffe://" TEST_CLUSTER
+					      "/tenant/t/env/e/client/c" });
+	test_ca_free(ca);
+	o.config = config;
+	o.connect_ms = 2000;
+	config_write(1, "alien");
+	refused_connection(&o, HOLDFAST_INVALID, "");
+	config_write(1, "none");
+	refused_connection(&o, HOLDFAST_INVALID, "none.crt");
+	config_write(1, "client");
+	nodes_stop();
+
+	/* A client's certificate does not make a node. */
+	nodes[0].context = context("client");
+	server_start_tcp(&nodes[0]);
+	config_write(1, "client");
+	refused_connection(&o, HOLDFAST_UNREACHABLE, "no node of our cluster");
+	server_stop(&nodes[0]);
+	tls_context_free(nodes[0].context);
+	refused_connection(&o, HOLDFAST_UNREACHABLE, "cannot connect");
+}
+
+TEST(bad_endpoints)
+{
+	static const char *const bad[] = { "host", "host:0", "h:1", "/x" };
+	struct holdfast_options o = HOLDFAST_OPTIONS;
+	const char *many[9];
+	unsigned i;
+
+	o.endpoints_n = 1;
+	o.endpoints = &bad[0];
+	refused_connection(&o, HOLDFAST_INVALID, "neither host:port");
+	o.endpoints = &bad[1];
+	refused_connection(&o, HOLDFAST_INVALID, "neither host:port");
+	o.endpoints = &bad[2];
+	refused_connection(&o, HOLDFAST_INVALID, "need ca, cert and key");
+	for (i = 0; i < 9; i++)
+		many[i] = bad[3];
+	o.endpoints = many;
+	o.endpoints_n = 9;
+	refused_connection(&o, HOLDFAST_INVALID, "at most 8");
+	o.endpoints_n = 2;
+	refused_connection(&o, HOLDFAST_UNREACHABLE, "/x");
+	o.endpoints_n = 0;
+	o.config = "/none/such.yaml";
+	refused_connection(&o, HOLDFAST_INVALID, "/none/such.yaml");
+}
+
+/* A name instead of an address: it is looked up beside the loop. */
+TEST(a_host_by_name)
+{
+	struct holdfast_options o = HOLDFAST_OPTIONS;
+	const char *endpoint;
+	struct seen seen = { 0 };
+	struct holdfast *h;
+	char place[40];
+	uv_loop_t loop;
+
+	nodes_start("n1", 1);
+	(void)snprintf(place, sizeof(place), "localhost:%u", nodes[0].port);
+	endpoint = place;
+	o.endpoints = &endpoint;
+	o.endpoints_n = 1;
+	o.ca = pem[0];
+	o.cert = pem[1];
+	o.key = pem[2];
+	h = connected_by(&o);
+	(void)owned(h, HOLDFAST_OK);
+	holdfast_close(h, NULL, NULL);
+	/* Closed while it is looked up. */
+	EXPECT_INT(uv_loop_init(&loop), 0);
+	EXPECT_INT(holdfast_open(&loop, &o, &h), HOLDFAST_OK);
+	EXPECT_TRUE(uv_run(&loop, UV_RUN_NOWAIT) != 0);
+	holdfast_close(h, on_closed, &seen);
+	EXPECT_INT(uv_run(&loop, UV_RUN_DEFAULT), 0);
+	EXPECT_TRUE(seen.closed);
+	EXPECT_INT(uv_loop_close(&loop), 0);
+	nodes_stop();
+}
+
+TEST(megabytes_over_tls)
+{
+	struct holdfast_request r = HOLDFAST_CALL("kv/a", "echo");
+	struct holdfast_options o = HOLDFAST_OPTIONS;
+	const struct holdfast_answer *a;
+	char *big = malloc(1 << 20);
+	struct holdfast *h;
+	const void *p;
+	size_t n;
+
+	EXPECT_NOT_NULL(big);
+	memset(big, 'x', 1 << 20);
+	nodes_start("n1", 3);
+	o.config = config;
+	h = connected_by(&o);
+	r.args = holdfast_args_new();
+	EXPECT_INT(holdfast_args_bin(r.args, "value", big, 1 << 20),
+		   HOLDFAST_OK);
+	EXPECT_INT(holdfast_call_wait(h, &r, &a), HOLDFAST_OK);
+	EXPECT_INT(holdfast_get_bytes(a, "value", &p, &n), HOLDFAST_OK);
+	EXPECT_UINT(n, 1 << 20);
+	EXPECT_MEM(p, big, n);
+	holdfast_args_free(r.args);
+	holdfast_close(h, NULL, NULL);
+	nodes_stop();
+	free(big);
 }
 
 /* A life of a handle without a server, the n-th allocation failing. True: one

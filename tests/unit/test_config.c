@@ -88,6 +88,21 @@ static const char everything[] =
 	"pid_file: /run/h.pid\n"
 	"listen:\n"
 	"  socket: /run/h.sock\n"
+	"  rpc: 0.0.0.0:7101\n"
+	"  peer: \"[::]:7201\"\n"
+	"advertise:\n"
+	"  rpc: alpha.example:443\n"
+	"  peer: \"[fe80::1%eth0]:7301\"\n"
+	"tls:\n"
+	"  ca: /t/ca.pem\n"
+	"  cert: /t/cert.pem\n"
+	"  key: /t/key.pem\n"
+	"peers:\n"
+	"  - id: 8\n"
+	"    name: beta\n"
+	"    peer: 10.0.0.8:7201\n"
+	"    rpc: beta.example:7101\n"
+	"  - {id: 9, name: gamma, peer: 'gamma_9:65535'}\n"
 	"log:\n"
 	"  level: warn\n"
 	"limits:\n"
@@ -109,6 +124,7 @@ static const char everything[] =
 	"raft:\n"
 	"  election: 2s\n"
 	"  heartbeat: 100\n"
+	"  spread: false\n"
 	"grants:\n"
 	"  - principal: unix:alpha:1000\n"
 	"    tenant: acme\n"
@@ -118,9 +134,38 @@ static const char everything[] =
 	"    rights: [read, write]\n"
 	"  - {principal: 'unix:alpha:0', class: '*', rights: [admin]}\n";
 
+static void expect_address(const struct config_address *a, const char *host,
+			   uint16_t port)
+{
+	EXPECT_STR(a->host, host);
+	EXPECT_UINT(a->port, port);
+}
+
+static void expect_places(void)
+{
+	expect_address(&cfg.listen_rpc, "0.0.0.0", 7101);
+	expect_address(&cfg.listen_peer, "::", 7201);
+	expect_address(&cfg.advertise_rpc, "alpha.example", 443);
+	expect_address(&cfg.advertise_peer, "fe80::1%eth0", 7301);
+	EXPECT_STR(cfg.tls_ca, "/t/ca.pem");
+	EXPECT_STR(cfg.tls_cert, "/t/cert.pem");
+	EXPECT_STR(cfg.tls_key, "/t/key.pem");
+	EXPECT_UINT(cfg.peers_n, 2);
+	EXPECT_UINT(cfg.peers[0].id, 8);
+	EXPECT_STR(cfg.peers[0].name, "beta");
+	expect_address(&cfg.peers[0].peer, "10.0.0.8", 7201);
+	expect_address(&cfg.peers[0].rpc, "beta.example", 7101);
+	EXPECT_UINT(cfg.peers[1].id, 9);
+	EXPECT_STR(cfg.peers[1].name, "gamma");
+	expect_address(&cfg.peers[1].peer, "gamma_9", 65535);
+	expect_address(&cfg.peers[1].rpc, "", 0);
+}
+
 static void expect_everything(void)
 {
 	const struct core_config *c = &cfg.core;
+
+	expect_places();
 
 	EXPECT_STR(cfg.node_name, "alpha");
 	EXPECT_UINT(cfg.node_id, 7);
@@ -144,6 +189,7 @@ static void expect_everything(void)
 	EXPECT_UINT(c->window_bytes, 65536);
 	EXPECT_UINT(c->election_ms, 2000);
 	EXPECT_UINT(c->heartbeat_ms, 100);
+	EXPECT_FALSE(c->spread);
 	EXPECT_UINT(cfg.grants_n, 2);
 	EXPECT_STR(cfg.grants[0].principal, "unix:alpha:1000");
 	EXPECT_STR(cfg.grants[0].tenant, "acme");
@@ -508,7 +554,7 @@ TEST(grants)
 	expect_bad("data: /d\ngrants:\n"
 		   "- {principal: p, class: kv, rights: [read]}\n"
 		   "- {principal: p, class: kvv, rights: [read]}\n",
-		   "grants[1].class", 0, "no class `kvv`");
+		   "grants[1].class", 4, "no class `kvv`");
 	expect_bad("data: /d\ngrants:\n"
 		   "- {principal: p, class: kv, rights: [reed]}\n",
 		   "grants[0].rights", 3, "reed");
@@ -553,6 +599,201 @@ TEST(grants_have_a_bound)
 	EXPECT_RC(load(text), RC_INVALID);
 	EXPECT_HAS(why.field, "grants");
 	EXPECT_HAS(why.text, "1024 max");
+}
+
+/* A cluster's, with one line more or another. */
+#define NAMED  "data: /d\nnode: {name: a, id: 1}\n"
+#define TLS    "tls: {ca: c, cert: d, key: e}\n"
+#define LISTEN "listen: {peer: 'h:1', rpc: 'h:2'}\n"
+#define PEERS                               \
+	"peers:\n"                          \
+	"- {id: 2, name: b, peer: 'i:1'}\n" \
+	"- {id: 3, name: c, peer: 'j:1'}\n"
+
+TEST(addresses)
+{
+	static const char *const bad[] = {
+		"h",     ":1",        "h:",      "h:0",      "h:65536",
+		"h:01",  "h:1x",      "h: 1",    "[::1]",    "[::1]1",
+		"::1:1", "[:1",       "[]:1",    "h h:1",    "h/x:1",
+		"[h:1",  "h]:1",      "[::1]:0", "@h:1",     "h:-1",
+		"h:+1",  "unix:/x:1", "h%0:1",   "[::1]x:1", "]:1",
+	};
+	struct config_address a;
+	char text[256];
+	size_t i;
+
+	for (i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		EXPECT_RC(config_address_parse(bad[i], &a), RC_INVALID);
+		snprintf(text, sizeof(text), "data: /d\nlisten:\n  rpc: '%s'\n",
+			 bad[i]);
+		expect_bad(text, "listen.rpc", 3, "HOST:PORT");
+	}
+	expect_bad("data: /d\nlisten:\n  rpc: ''\n", "listen.rpc", 3,
+		   "HOST:PORT");
+	memset(text, 'h', sizeof(text));
+	snprintf(text + 250, 6, "hhhhh");
+	EXPECT_RC(config_address_parse(text, &a), RC_INVALID);
+	EXPECT_RC(config_address_parse("[fe80::1%lo]:7101", &a), RC_OK);
+	expect_address(&a, "fe80::1%lo", 7101);
+	EXPECT_RC(config_address_parse("h:65535", &a), RC_OK);
+	expect_address(&a, "h", 65535);
+}
+
+TEST(a_host_has_a_bound)
+{
+	struct config_address a;
+	char text[300];
+
+	memset(text, 'h', sizeof(text));
+	snprintf(text + 255, 3, ":1");
+	EXPECT_RC(config_address_parse(text, &a), RC_OK);
+	EXPECT_UINT(strlen(a.host), 255);
+	memset(text, 'h', sizeof(text));
+	snprintf(text + 256, 3, ":1");
+	EXPECT_RC(config_address_parse(text, &a), RC_INVALID);
+}
+
+TEST(what_is_advertised)
+{
+	expect_good(NAMED TLS LISTEN PEERS);
+	expect_address(&cfg.advertise_peer, "h", 1);
+	expect_address(&cfg.advertise_rpc, "h", 2);
+	expect_good("data: /d\n" TLS "listen: {rpc: '0.0.0.0:2'}\n"
+		    "advertise: {rpc: 'h:3'}\n");
+	expect_address(&cfg.listen_rpc, "0.0.0.0", 2);
+	expect_address(&cfg.advertise_rpc, "h", 3);
+	expect_bad("data: /d\n" TLS "listen:\n  rpc: 0.0.0.0:2\n", "listen.rpc",
+		   4, "nobody can connect to 0.0.0.0");
+	expect_bad("data: /d\n" TLS "listen:\n  rpc: h:1\nadvertise:\n"
+		   "  rpc: '[::]:1'\n",
+		   "advertise.rpc", 6, "nobody can connect to ::");
+	expect_bad("data: /d\nadvertise:\n  peer: h:2\n", "advertise.peer", 3,
+		   "listen.peer is not");
+	expect_bad("data: /d\nadvertise:\n  rpc: h\n", "advertise.rpc", 3,
+		   "HOST:PORT");
+}
+
+TEST(certificates_are_three_files)
+{
+	char want[600];
+
+	expect_bad("data: /d\nlisten: {rpc: 'h:1'}\n", "tls.ca", 0,
+		   "is missing");
+	expect_bad("data: /d\ntls: {ca: c}\n", "tls.cert", 0, "is missing");
+	expect_bad("data: /d\ntls: {ca: c, cert: d}\n", "tls.key", 0,
+		   "is missing");
+	expect_bad("data: /d\ntls: {ca: '', cert: d, key: e}\n", "tls.ca", 2,
+		   "is empty");
+	expect_good("data: /d\n" TLS);
+	snprintf(want, sizeof(want), "%s/e", runner_dir());
+	EXPECT_STR(cfg.tls_key, want);
+}
+
+TEST(peers)
+{
+	expect_good(NAMED TLS LISTEN PEERS);
+	EXPECT_UINT(cfg.peers_n, 2);
+	expect_good(NAMED TLS LISTEN PEERS "- {id: 4, name: d, peer: 'k:1'}\n"
+					   "- {id: 5, name: e, peer: 'l:1'}\n");
+	EXPECT_UINT(cfg.peers_n, 4);
+	expect_bad(NAMED TLS LISTEN PEERS "- {id: 4, name: d, peer: 'k:1'}\n",
+		   "peers", 5, "three or five");
+	expect_bad(NAMED TLS LISTEN "peers:\n- {id: 2, name: b, peer: 'i:1'}\n",
+		   "peers", 5, "three or five");
+	EXPECT_RC(load(NAMED TLS LISTEN PEERS
+		       "- {id: 4, name: d, peer: 'k:1'}\n"
+		       "- {id: 5, name: e, peer: 'k:1'}\n"
+		       "- {id: 6, name: f, peer: 'k:1'}\n"),
+		  RC_INVALID);
+	EXPECT_HAS(why.field, "peers");
+	EXPECT_HAS(why.text, "4 max");
+	expect_bad(NAMED TLS LISTEN, "peers", 0, "nobody to talk to");
+	expect_bad(NAMED TLS "listen: {rpc: 'h:2'}\n" PEERS, "listen.peer", 0,
+		   "is missing");
+	expect_bad("data: /d\nnode: {id: 1}\n" TLS LISTEN PEERS, "node.name", 0,
+		   "says both");
+	expect_bad("data: /d\nnode: {name: a}\n" TLS LISTEN PEERS, "node.id", 0,
+		   "says both");
+}
+
+TEST(each_peer)
+{
+	static const struct {
+		const char *second;
+		const char *field;
+		const char *part;
+	} rows[] = {
+		{ "{name: c, peer: 'j:1'}", "peers[1].id", "is missing" },
+		{ "{id: 0, name: c, peer: 'j:1'}", "peers[1].id",
+		  "is not between" },
+		{ "{id: 3, peer: 'j:1'}", "peers[1].name", "is missing" },
+		{ "{id: 3, name: C, peer: 'j:1'}", "peers[1].name",
+		  "is made of" },
+		{ "{id: 3, name: c}", "peers[1].peer", "is missing" },
+		{ "{id: 3, name: c, peer: j}", "peers[1].peer", "HOST:PORT" },
+		{ "{id: 3, name: c, peer: 'j:1', rpc: 'j:x'}", "peers[1].rpc",
+		  "HOST:PORT" },
+		{ "{id: 2, name: c, peer: 'j:1'}", "peers[1]",
+		  "the id or the name of peers[0]" },
+		{ "{id: 3, name: b, peer: 'j:1'}", "peers[1]",
+		  "the id or the name of peers[0]" },
+		{ "{id: 1, name: c, peer: 'j:1'}", "peers[1]", "this node" },
+		{ "{id: 3, name: a, peer: 'j:1'}", "peers[1]", "this node" },
+		{ "{id: 3, name: c, pear: 'j:1'}", "peers[1].pear",
+		  "no key `pear`" },
+	};
+	char text[512];
+	size_t i;
+
+	for (i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+		bool missing = strstr(rows[i].part, "is missing") != NULL;
+
+		snprintf(text, sizeof(text),
+			 NAMED TLS LISTEN "peers:\n"
+					  "- {id: 2, name: b, peer: 'i:1'}\n"
+					  "- %s\n",
+			 rows[i].second);
+		expect_bad(text, rows[i].field, missing ? 0 : 7, rows[i].part);
+	}
+}
+
+TEST(spread)
+{
+	expect_good("data: /d\n");
+	EXPECT_TRUE(cfg.core.spread);
+	expect_good("data: /d\nraft: {spread: true}\n");
+	EXPECT_TRUE(cfg.core.spread);
+	expect_good("data: /d\nraft: {spread: false}\n");
+	EXPECT_FALSE(cfg.core.spread);
+	expect_bad("data: /d\nraft:\n  spread: yes\n", "raft.spread", 3,
+		   "true or false");
+	expect_bad("data: /d\nraft:\n  spread: ''\n", "raft.spread", 3,
+		   "true or false");
+}
+
+/* The same key stands in other sections too, before and behind. */
+TEST(lines_are_those_of_the_section)
+{
+	expect_bad(NAMED "listen:\n  peer: h:1\n  rpc: h:2\nadvertise:\n"
+			 "# rpc\n  rpc: h\n" TLS PEERS,
+		   "advertise.rpc", 8, "`h`");
+	expect_bad(NAMED "listen:\n  peer: h:1\npeers:\n"
+			 "  - id: 2\n    name: b\n    peer: i:1\n\n"
+			 "  - id: 3\n    name: c\n    peer: j\n" TLS,
+		   "peers[1].peer", 12, "`j`");
+	expect_bad(NAMED "listen:\n  peer: h:1\npeers:\n"
+			 "  - id: 2\n    name: b\n    peer: i\n"
+			 "  - id: 3\n    name: c\n    peer: j:1\n" TLS,
+		   "peers[0].peer", 8, "`i`");
+	expect_bad(NAMED "listen:\n  peer: h:1\npeers:\n"
+			 "  - id: 2\n    name: b\n    peer: i:1\n"
+			 "  - id: 2\n    name: c\n    peer: j:1\n" TLS,
+		   "peers[1]", 9, "peers[0]");
+	/* Entries of one line each know no more than their line. */
+	expect_bad(NAMED LISTEN TLS "peers: [{id: 2, name: b, peer: i},\n"
+				    "  {id: 3, name: c, peer: 'j:1'}]\n",
+		   "peers[0].peer", 0, "`i`");
 }
 
 TEST(paths_are_relative_to_the_file)

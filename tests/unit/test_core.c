@@ -89,7 +89,7 @@ TEST(format_checks_what_it_is_told)
 		rig.id.shards = rows[i].shards;
 		rig.id.segment_bytes = rows[i].segment_bytes;
 		EXPECT_RC(core_format(world_disk(rig.w, 0), world_env(rig.w, 0),
-				      &rig.id, &why),
+				      &rig.id, NULL, 0, &why),
 			  RC_INVALID);
 		EXPECT_STR(why.field, rows[i].field);
 	}
@@ -106,7 +106,7 @@ TEST(a_directory_is_formatted_once)
 	rig_close();
 	id = rig.id;
 	EXPECT_TRUE(core_format(world_disk(rig.w, 0), world_env(rig.w, 0), &id,
-				&why) != RC_OK);
+				NULL, 0, &why) != RC_OK);
 	rig_boot();
 	rig_expect_ok("kv/a", "get", "{'key':'k'}", "{'value':1,'rev':1}");
 	rig_end();

@@ -408,7 +408,7 @@ TEST(an_error_comes_back)
 
 	pack_w_init(&w, FRAME_BYTES);
 	for (code = RC_INVALID; code <= RC_UNKNOWN_OUTCOME; code++) {
-		for (set = 0; set < 16; set++) {
+		for (set = 0; set < 32; set++) {
 			i = (size_t)(code + set) % 4;
 			e = (struct frame_error){
 				.code = (enum rc)code,
@@ -419,6 +419,8 @@ TEST(an_error_comes_back)
 				.field = text(set & 4 ? "ops[3].key" : ""),
 				.owner = text(set & 8 ? "n2" : ""),
 				.retry_after_ms = retries[i],
+				.has_shard = (set & 16) != 0,
+				.shard = (uint32_t)set,
 			};
 			pack_w_reset(&w);
 			frame_error_write(&w, &e);
@@ -434,6 +436,8 @@ TEST(an_error_comes_back)
 			expect_text(back.request_id, set & 2 ? "r-1" : "");
 			expect_text(back.field, set & 4 ? "ops[3].key" : "");
 			expect_text(back.owner, set & 8 ? "n2" : "");
+			EXPECT_TRUE(back.has_shard == e.has_shard);
+			EXPECT_UINT(back.shard, e.has_shard ? e.shard : 0);
 			EXPECT_INT(back.retry_after_ms, retries[i]);
 		}
 	}

@@ -144,6 +144,41 @@ TEST(copied_directory_is_refused)
 	}
 }
 
+TEST(a_directory_that_was_moved_on_purpose)
+{
+	struct identity made;
+	struct identity id;
+
+	begin(15);
+	format(&made);
+	EXPECT_RC(identity_open(disk, env, &made, &why), RC_OK);
+	world_copy(w, 0, 1);
+	EXPECT_RC(identity_adopt(world_disk(w, 1), &id, &why), RC_OK);
+	EXPECT_UINT(id.boot, 1);
+	EXPECT_MEM(id.incarnation, made.incarnation, ID_BYTES);
+	EXPECT_MEM(id.nonce, made.nonce, ID_BYTES);
+	EXPECT_RC(identity_open(world_disk(w, 1), world_env(w, 1), &id, &why),
+		  RC_OK);
+	EXPECT_UINT(id.boot, 2);
+	/* It is told once: a copy of it is a copy. */
+	world_copy(w, 1, 0);
+	EXPECT_RC(identity_open(disk, env, &id, &why), RC_FOREIGN);
+	end();
+}
+
+TEST(what_cannot_be_adopted)
+{
+	struct identity id;
+
+	begin(16);
+	EXPECT_RC(identity_adopt(disk, &id, &why), RC_NOT_FOUND);
+	format(&id);
+	EXPECT_RC(world_flip(w, 0, "identity", 100, 1), RC_OK);
+	EXPECT_RC(world_flip(w, 0, "identity", PAIR_BLOCK + 100, 1), RC_OK);
+	EXPECT_RC(identity_adopt(disk, &id, &why), RC_CORRUPT);
+	end();
+}
+
 TEST(birth_time_that_is_no_longer_told_is_no_copy)
 {
 	struct identity id;

@@ -55,6 +55,14 @@ TEST(the_methods_are_these)
 		"rate_limiter.reset admin writes; key:BYTES! policy:STR",
 		"rate_limiter.describe read;",
 		"rate_limiter.destroy admin writes;",
+		"directory.read read; since:UINT",
+		"directory.grant admin writes; principal:STR! tenant:STR! "
+		"env:STR! class:STR! rights:ARRAY! prefix:BYTES",
+		"directory.revoke admin writes; principal:STR! tenant:STR "
+		"env:STR class:STR rights:ARRAY prefix:BYTES",
+		"directory.readmit admin writes; node:UINT! "
+		"incarnation:BYTES!",
+		"directory.seed node writes; grants:ARRAY! members:ARRAY!",
 #ifdef HOLDFAST_TESTING
 		"relay.run write writes; steps:ARRAY!",
 		"relay.get read;",
@@ -153,7 +161,9 @@ TEST(words_are_those_of_the_table)
 		   "lagged");
 	EXPECT_STR(method_word(SET_durability, WORD_durability_committed),
 		   "committed");
-	EXPECT_NULL(method_word(SET_durability, 3));
+	EXPECT_STR(method_word(SET_durability, WORD_durability_leased),
+		   "leased");
+	EXPECT_NULL(method_word(SET_durability, 4));
 	EXPECT_STR(method_word(SET_read, WORD_read_stale), "stale");
 	EXPECT_STR(method_word(SET_route, WORD_route_forward), "forward");
 	EXPECT_INT(WORD_route_forward, 0);
@@ -201,10 +211,11 @@ TEST(rpc_methods_are_found_by_kind)
 		bool notify;
 		uint32_t min, max;
 	} rows[] = {
-		{ "call", false, 3, 4 },    { "hello", false, 0, 1 },
-		{ "ping", false, 0, 0 },    { "status", false, 0, 1 },
-		{ "metrics", false, 0, 0 }, { "objects", false, 0, 1 },
-		{ "object", false, 1, 1 },  { "cancel", true, 1, 1 },
+		{ "call", false, 3, 4 },     { "hello", false, 0, 1 },
+		{ "ping", false, 0, 0 },     { "status", false, 0, 1 },
+		{ "metrics", false, 0, 0 },  { "objects", false, 0, 1 },
+		{ "object", false, 1, 1 },   { "shard", false, 1, 1 },
+		{ "transfer", false, 1, 2 }, { "cancel", true, 1, 1 },
 	};
 	const struct rpc_method *m;
 	size_t i;
@@ -484,8 +495,14 @@ enum sample {
 	SAMPLES,
 };
 
-static void put_sample(struct pack_w *w, int sample, int64_t min)
+/* `a` NULL: what stands for no argument. */
+static void put_sample(struct pack_w *w, int sample, const struct method_arg *a)
 {
+	bool sized =
+		a != NULL && (a->type == METHOD_STR || a->type == METHOD_BYTES);
+	int64_t min = a != NULL && a->type == METHOD_UINT ? a->min : 0;
+	size_t n = sized && a->max < 60 ? (size_t)a->max : 60;
+
 	switch ((enum sample)sample) {
 	case SAMPLE_NIL:
 		pack_nil(w);
@@ -506,10 +523,10 @@ static void put_sample(struct pack_w *w, int sample, int64_t min)
 		pack_double(w, 5.0);
 		return;
 	case SAMPLE_STR:
-		pack_str(w, filler, 60);
+		pack_str(w, filler, n);
 		return;
 	case SAMPLE_BIN:
-		pack_bin(w, filler, 60);
+		pack_bin(w, filler, n);
 		return;
 	case SAMPLE_ARRAY:
 		put_array_of(w, 2);
@@ -581,10 +598,7 @@ TEST(each_argument_of_each_wrong_type_is_named)
 					       m->args[k].name, s);
 				put_others(&w, m, (int)k, 1, false);
 				pack_cstr(&w, m->args[k].name);
-				put_sample(&w, s,
-					   m->args[k].type == METHOD_UINT
-						   ? m->args[k].min
-						   : 0);
+				put_sample(&w, s, &m->args[k]);
 				EXPECT_RC(check(m, &w, &a, &why),
 					  good ? RC_OK : RC_INVALID);
 				EXPECT_STR(why.field,
@@ -755,7 +769,8 @@ TEST(sentences_say_what_is_expected)
 		{ "kv", "batch", "ops",
 		  "`ops` must be an array of 1 to 1000 elements" },
 		{ "rate_limiter", "put_policy", "durability",
-		  "`durability` must be one of memory, lagged, committed" },
+		  "`durability` must be one of memory, lagged, committed, "
+		  "leased" },
 		{ "rate_limiter", "check", "policy",
 		  "`policy` must be a string of 1 to 64 bytes" },
 	};
@@ -795,7 +810,7 @@ TEST(args_that_are_no_map)
 			continue;
 		runner_context("sample %d", s);
 		pack_w_reset(&w);
-		put_sample(&w, s, 0);
+		put_sample(&w, s, NULL);
 		EXPECT_RC(check(m, &w, &a, &why), RC_INVALID);
 		EXPECT_STR(why.field, "args");
 		EXPECT_STR(why.text, "`args` must be a map");
@@ -805,7 +820,7 @@ TEST(args_that_are_no_map)
 		/* The key of a pair. */
 		pack_w_reset(&w);
 		pack_map(&w, 1);
-		put_sample(&w, s, 0);
+		put_sample(&w, s, NULL);
 		pack_nil(&w);
 		EXPECT_RC(check(m, &w, &a, &why), RC_INVALID);
 		if (s != SAMPLE_STR && s != SAMPLE_BIN)

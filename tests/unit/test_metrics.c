@@ -15,6 +15,8 @@ TEST(without_a_grant_there_is_nothing_to_see)
 	EXPECT_HAS(ask(c, "hello", "[]"), "'server':'holdfast'");
 	expect_error(c, "status", "[]", RC_DENIED, "method");
 	expect_error(c, "metrics", "[]", RC_DENIED, "method");
+	expect_error(c, "shard", "[0]", RC_DENIED, "method");
+	expect_error(c, "transfer", "[0]", RC_DENIED, "method");
 	expect_ask(c, "objects", "[]", "{'items':[]}");
 	expect_error(c, "object", "['kv/a']", RC_NOT_FOUND, "");
 	expect_error(c, "call", "['kv/a','get',{'key':'k'}]", RC_NOT_FOUND, "");
@@ -145,6 +147,86 @@ TEST(status)
 		EXPECT_TRUE(say_u64(shard, "checkpointed_index") <=
 			    say_u64(shard, "applied_index"));
 	}
+	srv_end();
+}
+
+TEST(members_are_told_to_whoever_greets)
+{
+	static const struct config cfg = {
+		.advertise_rpc = { .host = "node.example", .port = 7101 },
+	};
+	static const struct config six = {
+		.advertise_rpc = { .host = "::1", .port = 7101 },
+	};
+	const struct metrics_about about = { .cfg = &cfg };
+	const struct metrics_about other = { .cfg = &six };
+	struct client *c;
+
+	srv_defaults();
+	srv_begin();
+	c = client();
+	/* Nobody said where it is reached. */
+	EXPECT_HAS(ask(c, "hello", "[]"),
+		   "'members':[{'id':1,'name':'n1','rpc':''}]");
+	EXPECT_UINT(say_u64(c->last.result, "node_id"), 1);
+	metrics_about(srv.metrics, &about);
+	EXPECT_HAS(ask(c, "hello", "[]"), "'rpc':'node.example:7101'");
+	metrics_about(srv.metrics, &other);
+	EXPECT_HAS(ask(c, "hello", "[]"), "'rpc':'[::1]:7101'");
+	EXPECT_HAS(ask(c, "status", "[]"), "'members':[{'id':1");
+	srv_end();
+}
+
+TEST(one_shard)
+{
+	struct client *c;
+
+	srv_defaults();
+	srv_begin();
+	c = client();
+	EXPECT_NOT_NULL(ask(c, "shard", "[2]"));
+	EXPECT_UINT(say_u64(c->last.result, "shard"), 2);
+	EXPECT_STR(say_text(say_member(c->last.result, "node")), "'n1'");
+	EXPECT_STR(say_text(say_member(c->last.result, "role")), "'owner'");
+	EXPECT_STR(say_text(say_member(c->last.result, "owner")), "'n1'");
+	EXPECT_STR(say_text(say_member(c->last.result, "health")), "'whole'");
+	EXPECT_STR(say_text(say_member(c->last.result, "why")), "''");
+	EXPECT_STR(say_text(say_member(c->last.result, "peers")), "[]");
+	EXPECT_UINT(say_u64(c->last.result, "voters"), 1);
+	EXPECT_UINT(say_u64(c->last.result, "lag"), 0);
+	expect_error(c, "shard", "[4]", RC_INVALID, "shard");
+	expect_error(c, "shard", "['0']", RC_INVALID, "shard");
+	expect_error(c, "shard", "[-1]", RC_INVALID, "shard");
+	expect_error(c, "shard", "[]", RC_INVALID, "params");
+	srv_end();
+}
+
+TEST(a_lone_voter_hands_nothing_over)
+{
+	struct client *c;
+
+	srv_defaults();
+	srv_begin();
+	c = client();
+	expect_error(c, "transfer", "[0]", RC_NO_QUORUM, "node");
+	expect_error(c, "transfer", "[0,'n1']", RC_NOT_FOUND, "node");
+	expect_error(c, "transfer", "[0,'nobody']", RC_NOT_FOUND, "node");
+	expect_error(c, "transfer", "[0,7]", RC_NOT_FOUND, "node");
+	expect_error(c, "transfer", "[0,[]]", RC_NOT_FOUND, "node");
+	expect_error(c, "transfer", "[9]", RC_INVALID, "shard");
+	srv_end();
+}
+
+TEST(who_may_not_administer_hands_nothing_over)
+{
+	struct client *c;
+
+	srv_defaults();
+	srv.rights = RIGHT_READ | RIGHT_WRITE;
+	srv_begin();
+	c = client();
+	EXPECT_NOT_NULL(ask(c, "shard", "[0]"));
+	expect_error(c, "transfer", "[0]", RC_DENIED, "method");
 	srv_end();
 }
 

@@ -977,13 +977,14 @@ static uint64_t magnitude(struct prng *rng, uint64_t max)
 
 TEST(exact_against_the_model)
 {
-	static const char *const words[] = { "memory", "lagged", "committed" };
+	static const char *const words[] = { "memory", "lagged", "committed",
+					     "leased" };
 	struct prng rng;
 	unsigned round;
 	unsigned i;
 
 	prng_seed(&rng, 5, 0);
-	for (round = 0; round < 40; round++) {
+	for (round = 0; round < 56; round++) {
 		struct bucket b[3];
 		uint64_t limit = magnitude(&rng, 1000000000);
 		uint64_t period_ms = magnitude(&rng, 2678400000u);
@@ -996,7 +997,7 @@ TEST(exact_against_the_model)
 		if (call("put_policy",
 			 "{'limit':%" PRIu64 ",'period_ms':%" PRIu64
 			 ",'burst':%" PRIu64 ",'durability':'%s'}",
-			 limit, period_ms, burst, words[round % 3]) != RC_OK)
+			 limit, period_ms, burst, words[round % 4]) != RC_OK)
 			continue;
 		for (i = 0; i < 3; i++)
 			b[i] = (struct bucket){ limit, period_ms * MS_NS, burst,
@@ -1149,5 +1150,585 @@ TEST(a_denial_is_not_recorded)
 	EXPECT_TRUE(allowed[2]);
 	/* The first admission is, and costs nothing again. */
 	EXPECT_TRUE(allowed[3]);
+	end();
+}
+
+/* ---- leases ---- */
+
+#define LEASED "{'limit':1000,'period_ms':10000,'durability':'leased'}"
+
+/* Let in without a word about it being due; a check that waits is not sent
+ * away. */
+static struct fake_event *send_check(const char *key, uint64_t cost)
+{
+	struct fake_event *e = fake_event(f, &class_rate_limiter, "o", "check");
+	char args[128];
+	struct pack_w w;
+
+	(void)snprintf(args, sizeof(args), "{'key':'%s','cost':%" PRIu64 "}",
+		       key, cost);
+	pack_w_init(&w, 256);
+	say_pack(&w, args);
+	fake_event_args(e, w.p, w.n);
+	pack_w_release(&w);
+	fake_send(f, e);
+	return e;
+}
+
+/* One entry lends; what it lends costs a proof, and nothing else. */
+TEST(a_lease_is_spent_with_proofs)
+{
+	struct fake_event *e;
+	size_t units;
+	unsigned i;
+
+	begin();
+	policy(LEASED);
+	units = f->units_all;
+	e = send_check("a", 1);
+	fake_turn(f);
+	fake_prove(f);
+	EXPECT_FALSE(e->done);
+	EXPECT_UINT(f->units_all, units + 1);
+	/* What is lent may be spent before that is committed; the answer
+	 * waits for both. */
+	for (i = 0; i < 2; i++) {
+		struct fake_event *x = send_check("a", 1);
+
+		fake_turn(f);
+		if (i == 0)
+			fake_prove(f);
+		else
+			fake_commit_all(f);
+		EXPECT_FALSE(x->done);
+		fake_go(f);
+		EXPECT_TRUE(x->done);
+		EXPECT_TRUE(seen_in((struct pack_bytes){ x->ev.result.p,
+							 x->ev.result.n })
+				    .allowed);
+		fake_event_free(x);
+	}
+	EXPECT_TRUE(e->done);
+	fake_event_free(e);
+	EXPECT_UINT(f->units_all, units + 1);
+	for (i = 0; i < 98; i++)
+		EXPECT_TRUE(check("a", 1).allowed);
+	EXPECT_UINT(f->units_all, units + 1);
+	EXPECT_TRUE(check("a", 1).allowed);
+	EXPECT_UINT(f->units_all, units + 2);
+	/* A denial takes nothing. */
+	EXPECT_FALSE(check("a", 1000).allowed);
+	EXPECT_FALSE(dry("a", 1000).allowed);
+	EXPECT_UINT(f->units_all, units + 2);
+	EXPECT_UINT(dry("a", 1).remaining, 1000 - 102);
+	/* More than is left of it: an entry of its own. */
+	EXPECT_TRUE(check("a", 101).allowed);
+	EXPECT_UINT(f->units_all, units + 3);
+	/* What is lent lapses. */
+	fake_advance(f, 1001);
+	EXPECT_TRUE(check("a", 1).allowed);
+	EXPECT_UINT(f->units_all, units + 4);
+	EXPECT_HAS(call("describe", "{}") == RC_OK ? say_text(result()) : "",
+		   "'durability':'leased'");
+	end();
+}
+
+TEST(a_new_owner_books_what_was_lent)
+{
+	struct seen s;
+
+	begin();
+	policy(LEASED);
+	EXPECT_TRUE(check("a", 400).allowed);
+	EXPECT_TRUE(check("a", 60).allowed);
+	EXPECT_UINT(dry("a", 1).remaining, 540);
+	fake_change(f);
+	/* 400 are booked, 100 were lent: no more than they, and no less. */
+	s = dry("a", 1);
+	EXPECT_UINT(s.remaining, 500);
+	fake_change(f);
+	EXPECT_UINT(dry("a", 1).remaining, 500);
+	EXPECT_TRUE(check("a", 500).allowed);
+	EXPECT_FALSE(check("a", 1).allowed);
+	/* A key is never emptier than empty, whatever was lent. */
+	fake_change(f);
+	s = check("a", 1);
+	EXPECT_FALSE(s.allowed);
+	EXPECT_UINT(s.retry_ms, 10);
+	EXPECT_UINT(s.reset_ms, 10000);
+	/* What lay idle since the end of its lease has filled up since. */
+	fake_advance(f, 20000);
+	EXPECT_TRUE(check("a", 100).allowed);
+	fake_advance(f, 2000);
+	EXPECT_UINT(dry("a", 1).remaining, 1000);
+	fake_change(f);
+	EXPECT_UINT(dry("a", 1).remaining, 1000);
+	end();
+}
+
+/* The lease was never committed: neither is what was let in with it. */
+TEST(an_uncommitted_lease_is_nobodys)
+{
+	struct fake_event *e;
+
+	begin();
+	policy(LEASED);
+	e = send_check("a", 400);
+	fake_turn(f);
+	fake_prove(f);
+	fake_change(f);
+	EXPECT_TRUE(e->done);
+	EXPECT_RC(e->ev.rc, RC_UNKNOWN_OUTCOME);
+	fake_event_free(e);
+	EXPECT_UINT(dry("a", 1).remaining, 1000);
+	end();
+}
+
+/* An owner that was frozen spends on from its memory in another window: nobody
+ * hears of it. */
+TEST(a_thawed_owner_lets_nobody_in)
+{
+	struct fake_event *e;
+
+	begin();
+	policy(LEASED);
+	EXPECT_TRUE(check("a", 1).allowed);
+	fake_advance(f, 500);
+	e = send_check("a", 50);
+	fake_turn(f);
+	EXPECT_FALSE(e->done);
+	fake_fail_proof(f, RC_NOT_LEADER);
+	EXPECT_TRUE(e->done);
+	EXPECT_TRUE(e->ev.rc != RC_OK);
+	fake_event_free(e);
+	end();
+}
+
+#define EVENTS_MAX 300u
+
+struct passed {
+	uint64_t at_ns;
+	uint64_t cost;
+};
+
+static void expect_cap(const struct passed *p, size_t n, uint64_t limit,
+		       uint64_t period_ms, uint64_t burst)
+{
+	size_t j;
+	size_t k;
+
+	for (j = 0; j < n; j++) {
+		i128 sum = 0;
+
+		for (k = j; k < n; k++) {
+			sum += p[k].cost;
+			EXPECT_TRUE((sum - (i128)burst) *
+					    (i128)(period_ms * MS_NS) <=
+				    (i128)(p[k].at_ns - p[j].at_ns) *
+					    (i128)limit);
+		}
+	}
+}
+
+/*
+ * Owners come and go, with answers and leases on their way, and keep nothing
+ * but what is committed. However that falls, no window lets in more than burst
+ * and rate; and a change costs no more than what is lent at a time.
+ */
+TEST(never_above_the_cap_over_changes)
+{
+	static struct passed passed[EVENTS_MAX];
+	struct prng rng;
+	unsigned round;
+
+	prng_seed(&rng, 77, 0);
+	for (round = 0; round < 60; round++) {
+		uint64_t limit = 1 + prng_below(&rng, 300);
+		uint64_t period_ms = 1 + prng_below(&rng, 20000);
+		uint64_t burst = 1 + prng_below(&rng, 400);
+		uint64_t lent = limit / 10 > 0 ? limit / 10 : 1;
+		struct bucket b = { limit, period_ms * MS_NS, burst, 0, 0 };
+		struct fake_event *e;
+		struct seen s;
+		size_t n = 0;
+		unsigned i;
+
+		begin();
+		runner_context("round %u", round);
+		if (lent > burst)
+			lent = burst;
+		EXPECT_RC(call("put_policy",
+			       "{'limit':%" PRIu64 ",'period_ms':%" PRIu64
+			       ",'burst':%" PRIu64 ",'durability':'leased'}",
+			       limit, period_ms, burst),
+			  RC_OK);
+		for (i = 0; i < EVENTS_MAX; i++) {
+			uint64_t cost = prng_below(&rng, 3) != 0
+						? 1
+						: 1 + prng_below(&rng, burst);
+			uint64_t at_ns = f->now_ns;
+			uint64_t truth;
+			uint64_t seen;
+
+			e = send_check("k", cost);
+			fake_turn(f);
+			if (prng_below(&rng, 25) == 0) {
+				/* Perhaps some of it is committed. */
+				if (prng_below(&rng, 2) == 0)
+					fake_commit_all(f);
+				fake_change(f);
+			}
+			fake_go(f);
+			EXPECT_TRUE(e->done);
+			if (e->ev.rc == RC_OK) {
+				s = seen_in((struct pack_bytes){
+					e->ev.result.p, e->ev.result.n });
+				if (s.allowed) {
+					passed[n++] =
+						(struct passed){ at_ns, cost };
+					(void)model_check(&b, at_ns, cost,
+							  true);
+					EXPECT_TRUE(b.at_ns == at_ns);
+				}
+			}
+			fake_event_free(e);
+			if (prng_below(&rng, 40) == 0) {
+				fake_change(f);
+				truth = model_check(&b, f->now_ns, 0, false)
+						.remaining;
+				seen = dry("k", 0).remaining;
+				EXPECT_TRUE(seen <= truth);
+			}
+			if (prng_below(&rng, 3) == 0)
+				f->now_ns += prng_below(
+					&rng, period_ms * MS_NS / 8 + 1);
+		}
+		EXPECT_TRUE(n > 0);
+		expect_cap(passed, n, limit, period_ms, burst);
+		/* With all answers out, a change costs what is lent at most. */
+		f->now_ns +=
+			period_ms * MS_NS * (burst / limit + 2) + 2000 * MS_NS;
+		b = (struct bucket){ limit, period_ms * MS_NS, burst, 0, 0 };
+		for (i = 0; i < 30; i++) {
+			uint64_t truth;
+			uint64_t seen;
+
+			if (check("k", 1).allowed)
+				(void)model_check(&b, f->now_ns, 1, true);
+			f->now_ns +=
+				prng_below(&rng, period_ms * MS_NS / 20 + 1);
+			if (i % 10 != 9)
+				continue;
+			truth = model_check(&b, f->now_ns, 0, false).remaining;
+			EXPECT_UINT(dry("k", 0).remaining, truth);
+			fake_change(f);
+			seen = dry("k", 0).remaining;
+			EXPECT_TRUE(seen <= truth);
+			EXPECT_TRUE(seen + lent >= truth);
+			f->now_ns += period_ms * MS_NS * (burst / limit + 2) +
+				     2000 * MS_NS;
+			b.used = 0;
+			b.at_ns = f->now_ns;
+		}
+	}
+	end();
+}
+
+TEST(mutant_permit_not_booked)
+{
+	EXPECT_TRUE(fake_misses("permit_not_booked",
+				"a_new_owner_books_what_was_lent"));
+	EXPECT_TRUE(fake_misses("permit_not_booked",
+				"never_above_the_cap_over_changes"));
+	EXPECT_TRUE(fake_misses("read_without_round",
+				"a_thawed_owner_lets_nobody_in"));
+}
+
+/* A hand-over that was announced loses nothing. */
+TEST(a_hand_over_is_exact)
+{
+	char key[16];
+	size_t units;
+	unsigned i;
+
+	begin();
+	policy(LEASED);
+	policy("{'limit':10,'period_ms':1000,'durability':'memory',"
+	       "'name':'m'}");
+	policy("{'limit':10,'period_ms':1000,'name':'l'}");
+	for (i = 0; i < 700; i++) {
+		(void)snprintf(key, sizeof(key), "k%u", i);
+		EXPECT_TRUE(check(key, 100 + i % 7).allowed);
+		EXPECT_TRUE(check(key, 1 + i % 9).allowed);
+		(void)call("check", "{'key':'k%u','policy':'m'}", i);
+		if (i % 3 == 0)
+			(void)call("check", "{'key':'k%u','policy':'l'}", i);
+	}
+	units = f->units_all;
+	EXPECT_FALSE(space_settle(f->space));
+	fake_go(f);
+	EXPECT_TRUE(space_settle(f->space));
+	EXPECT_TRUE(f->units_all > units);
+	EXPECT_TRUE(f->units_all < units + 30);
+	/* Meanwhile each is an entry of its own. */
+	units = f->units_all;
+	EXPECT_TRUE(check("k1", 1).allowed);
+	EXPECT_TRUE(check("k1", 1).allowed);
+	EXPECT_UINT(f->units_all, units + 2);
+	fake_change(f);
+	EXPECT_UINT(dry("k0", 1).remaining, 1000 - 100 - 1);
+	EXPECT_UINT(dry("k1", 1).remaining, 1000 - 101 - 2 - 2);
+	for (i = 2; i < 700; i++) {
+		(void)snprintf(key, sizeof(key), "k%u", i);
+		EXPECT_UINT(dry(key, 1).remaining,
+			    1000 - (100 + i % 7) - (1 + i % 9));
+	}
+	/* It did not happen: things go on as before. */
+	EXPECT_TRUE(check("k3", 1).allowed);
+	EXPECT_FALSE(space_settle(f->space));
+	fake_go(f);
+	EXPECT_TRUE(space_settle(f->space));
+	space_settle_end(f->space);
+	EXPECT_TRUE(check("k3", 1).allowed);
+	units = f->units_all;
+	EXPECT_TRUE(check("k3", 1).allowed);
+	EXPECT_UINT(f->units_all, units);
+	/* And one that is lost in the middle. */
+	EXPECT_FALSE(space_settle(f->space));
+	fake_change(f);
+	EXPECT_TRUE(dry("k3", 1).remaining >= 1000 - 103 - 4 - 3 - 100);
+	fake_lose(f);
+	EXPECT_TRUE(space_settle(f->space));
+	fake_lead(f);
+	end();
+}
+
+/* With too little memory for all, what it forgets counts as spent. */
+TEST(a_lease_that_memory_lost)
+{
+	struct residents_config cfg = { .objects_max = 1,
+					.bytes_max = 1 << 20,
+					.idle_ms = 1000 };
+	struct fake_event *e;
+	unsigned i;
+
+	begin();
+	fake_free(f);
+	f = fake_new(&cfg);
+	fake_advance(f, 1);
+	policy(LEASED);
+	EXPECT_TRUE(check("a", 100).allowed);
+	EXPECT_TRUE(check("a", 50).allowed);
+	fake_store(f);
+	for (i = 0; i < 4; i++) {
+		char name[8];
+
+		(void)snprintf(name, sizeof(name), "x%u", i);
+		e = fake_event(f, &class_rate_limiter, name, "describe");
+		fake_send(f, e);
+		fake_go(f);
+		fake_store(f);
+		EXPECT_TRUE(e->done);
+		fake_event_free(e);
+	}
+	EXPECT_UINT(memory_rows(), 0);
+	EXPECT_UINT(dry("a", 1).remaining, 800);
+	fake_advance(f, 500);
+	EXPECT_UINT(dry("a", 1).remaining, 850);
+	EXPECT_TRUE(check("a", 1).allowed);
+	EXPECT_UINT(dry("a", 1).remaining, 849);
+	end();
+}
+
+TEST(a_reset_ends_a_lease)
+{
+	begin();
+	policy(LEASED);
+	EXPECT_TRUE(check("a", 400).allowed);
+	EXPECT_TRUE(check("a", 60).allowed);
+	expect_ok("reset", "{'key':'a'}", "{'existed':true}");
+	EXPECT_UINT(dry("a", 1).remaining, 1000);
+	fake_change(f);
+	EXPECT_UINT(dry("a", 1).remaining, 1000);
+	/* By an owner that does not know what was spent. */
+	EXPECT_TRUE(check("a", 400).allowed);
+	fake_change(f);
+	expect_ok("reset", "{'key':'a'}", "{'existed':true}");
+	EXPECT_UINT(dry("a", 1).remaining, 1000);
+	/* And where absent keys count as empty. */
+	policy("{'limit':1000,'period_ms':10000,'durability':'memory'}");
+	policy(LEASED);
+	EXPECT_UINT(dry("a", 1).remaining, 0);
+	expect_ok("reset", "{'key':'a'}", "{'existed':true}");
+	EXPECT_TRUE(check("a", 10).allowed);
+	EXPECT_TRUE(check("a", 10).allowed);
+	EXPECT_UINT(dry("a", 1).remaining, 980);
+	fake_change(f);
+	EXPECT_UINT(dry("a", 1).remaining, 890);
+	expect_ok("destroy", "{}", "{'rev':4}");
+	policy(LEASED);
+	EXPECT_UINT(dry("a", 1).remaining, 1000);
+	end();
+}
+
+/* What is lent under a policy that changes is over with it. */
+TEST(a_change_of_policy_ends_leases)
+{
+	static const char *const words[] = { "lagged", "committed", "leased" };
+	unsigned i;
+
+	for (i = 0; i < 3; i++) {
+		unsigned changes;
+
+		for (changes = 0; changes < 3; changes++) {
+			begin();
+			runner_context("to %s, %u changes of owner", words[i],
+				       changes);
+			policy(LEASED);
+			EXPECT_TRUE(check("a", 400).allowed);
+			EXPECT_TRUE(check("a", 60).allowed);
+			if (changes == 1)
+				fake_change(f);
+			EXPECT_RC(call("put_policy",
+				       "{'limit':100,'period_ms':1000,"
+				       "'burst':1000,'durability':'%s'}",
+				       words[i]),
+				  RC_OK);
+			if (changes == 2)
+				fake_change(f);
+			EXPECT_UINT(dry("a", 1).remaining,
+				    changes == 0 ? 540 : 500);
+			EXPECT_TRUE(check("a", 100).allowed);
+			EXPECT_UINT(dry("a", 1).remaining,
+				    changes == 0 ? 440 : 400);
+			if (i < 2) {
+				fake_change(f);
+				EXPECT_UINT(dry("a", 1).remaining,
+					    changes == 0 ? 440 : 400);
+			}
+			/* And back again. */
+			policy(LEASED);
+			EXPECT_TRUE(check("a", 1).allowed);
+			EXPECT_TRUE(check("a", 1).allowed);
+		}
+	}
+	/* Another rate: permits are worth what they were lent at. */
+	begin();
+	policy("{'limit':3,'period_ms':1000,'burst':30,"
+	       "'durability':'leased'}");
+	EXPECT_TRUE(check("a", 3).allowed);
+	policy("{'limit':7,'period_ms':1000,'burst':70,"
+	       "'durability':'leased'}");
+	fake_change(f);
+	/* 4 of a third of a second are 9 1/3 of a seventh. */
+	EXPECT_UINT(dry("a", 1).remaining, 60);
+	end();
+}
+
+TEST(a_keyed_check_is_answered_once)
+{
+	struct fake_event *e;
+	unsigned i;
+	uint64_t left = 0;
+
+	begin();
+	policy(LEASED);
+	EXPECT_TRUE(check("a", 1).allowed);
+	for (i = 0; i < 4; i++) {
+		struct pack_w w;
+		struct pack_bytes out;
+
+		e = fake_event(f, &class_rate_limiter, "o", "check");
+		pack_w_init(&w, 256);
+		say_pack(&w, "{'key':'a','cost':5}");
+		fake_event_args(e, w.p, w.n);
+		pack_w_release(&w);
+		fake_event_key(e, "once");
+		fake_send(f, e);
+		fake_go(f);
+		EXPECT_TRUE(e->done);
+		EXPECT_RC(e->ev.rc, RC_OK);
+		out = (struct pack_bytes){ e->ev.result.p, e->ev.result.n };
+		EXPECT_TRUE(say_bool(out, "allowed"));
+		left = say_u64(out, "remaining");
+		EXPECT_UINT(left, 994);
+		fake_event_free(e);
+		if (i == 1) {
+			EXPECT_UINT(dry("a", 1).remaining, 994);
+			fake_change(f);
+		}
+	}
+	EXPECT_UINT(dry("a", 1).remaining, 899);
+	end();
+}
+
+TEST(check_many_gives_back_what_was_lent)
+{
+	size_t units;
+
+	begin();
+	policy(LEASED);
+	EXPECT_TRUE(check("a", 1).allowed);
+	EXPECT_TRUE(check("b", 1).allowed);
+	units = f->units_all;
+	EXPECT_RC(call("check_many",
+		       "{'checks':[{'key':'a','cost':60},{'key':'a','cost':30},"
+		       "{'key':'b','cost':1000}]}"),
+		  RC_OK);
+	EXPECT_FALSE(say_bool(result(), "allowed"));
+	EXPECT_UINT(dry("a", 1).remaining, 999);
+	EXPECT_RC(call("check_many",
+		       "{'checks':[{'key':'a','cost':60},{'key':'a','cost':40},"
+		       "{'key':'b','cost':100}]}"),
+		  RC_OK);
+	EXPECT_TRUE(say_bool(result(), "allowed"));
+	EXPECT_UINT(f->units_all, units);
+	EXPECT_RC(call("check_many", "{'checks':[{'key':'a'},{'key':'b'},"
+				     "{'key':'c'}]}"),
+		  RC_OK);
+	EXPECT_UINT(f->units_all, units + 1);
+	fake_change(f);
+	EXPECT_UINT(dry("a", 1).remaining, 798);
+	EXPECT_UINT(dry("c", 1).remaining, 899);
+	end();
+}
+
+/* Its row is kept until the key is full whatever was spent. */
+TEST(a_lease_outlives_no_row)
+{
+	struct oid oid = fake_oid("rate_limiter", "o");
+	unsigned i;
+
+	begin();
+	policy("{'limit':100,'period_ms':1000,'durability':'leased'}");
+	EXPECT_TRUE(check("a", 1).allowed);
+	for (i = 0; i < 200; i++) {
+		fake_advance(f, 1000);
+		fake_store(f);
+		fake_go(f);
+	}
+	EXPECT_UINT(fake_storage_rows(f->storage, &oid, ROW_DATA), 0);
+	EXPECT_UINT(dry("a", 1).remaining, 100);
+	EXPECT_TRUE(check("a", 1).allowed);
+	EXPECT_UINT(fake_storage_rows(f->storage, &oid, ROW_DATA), 1);
+	end();
+}
+
+TEST(leases_past_the_bound_of_keys)
+{
+	struct seen s;
+
+	begin();
+	policy("{'limit':10,'period_ms':1000,'durability':'leased'}");
+	EXPECT_TRUE(check("a", 1).allowed);
+	htab_each(&f->space->objects, pretend, NULL);
+	EXPECT_TRUE(check("b", 1).allowed);
+	EXPECT_TRUE(check("c", 1).allowed);
+	s = check("d", 6);
+	EXPECT_TRUE(s.allowed);
+	s = check("e", 6);
+	EXPECT_FALSE(s.allowed);
+	EXPECT_TRUE(check("a", 1).allowed);
+	EXPECT_UINT(dry("a", 1).remaining, 8);
 	end();
 }

@@ -1107,6 +1107,594 @@ TEST(hostile_servers)
 	}
 }
 
+/* ------------------------------------------------------- several nodes --- */
+
+static struct bed bed_of_nodes(uint32_t links)
+{
+	static const char *const nodes[] = { "n1", "n2", "n3", "n4", "n5" };
+	struct session_options o = { .links = links, .nodes = nodes };
+	struct bed b = bed_with(o);
+	uint32_t i;
+
+	for (i = 0; i < links; i++)
+		open_link(&b, i);
+	return b;
+}
+
+static struct session_request request_of(const char *address)
+{
+	struct session_request r = request("put");
+
+	r.address = bytes(address);
+	return r;
+}
+
+static bool asks_redirect(const struct frame *f)
+{
+	struct pack_val v;
+
+	return option(f, "route", &v) && pack_bytes_eq(v.s, "redirect", 8);
+}
+
+static void not_owner(struct bed *b, uint32_t link, uint32_t id,
+		      const char *owner, uint32_t shard)
+{
+	struct frame_error e = { .code = RC_NOT_OWNER,
+				 .outcome = OUTCOME_REFUSED,
+				 .message = bytes("not here"),
+				 .owner = bytes(owner),
+				 .has_shard = shard != UINT32_MAX,
+				 .shard = shard,
+				 .retry_after_ms = -1 };
+
+	refuse_with(b, link, id, &e);
+}
+
+/* The one link that has something to send; its first message. */
+static struct frame sent_by(struct bed *b, uint32_t link)
+{
+	uint32_t i;
+
+	for (i = 0; i < session_links(b->s); i++)
+		if (i != link)
+			EXPECT_UINT(session_output(b->s, i).n, 0);
+	return sent(b, link);
+}
+
+TEST(a_refusal_teaches_the_owner)
+{
+	struct bed b = bed_of_nodes(3);
+	struct session_request r = request_of("kv/a");
+	struct session_request other = request_of("kv/b");
+	struct frame f;
+
+	start(&b, &r);
+	f = sent_by(&b, 0);
+	EXPECT_TRUE(asks_redirect(&f));
+	not_owner(&b, 0, f.id, "n2", 5);
+	/* At once, without a pause. */
+	f = sent_by(&b, 1);
+	EXPECT_TRUE(asks_redirect(&f));
+	EXPECT_RC(answer(&b, 1, f.id, "ok"), RC_OK);
+	EXPECT_UINT(b.told.tries, 2);
+	start(&b, &r);
+	EXPECT_RC(answer(&b, 1, sent_by(&b, 1).id, "ok"), RC_OK);
+	EXPECT_UINT(b.told.tries, 1);
+	/* Another address of the same shard. */
+	start(&b, &other);
+	not_owner(&b, 0, sent_by(&b, 0).id, "n2", 5);
+	EXPECT_RC(answer(&b, 1, sent_by(&b, 1).id, "ok"), RC_OK);
+	/* The shard moves: one refusal is enough for both. */
+	start(&b, &r);
+	not_owner(&b, 1, sent_by(&b, 1).id, "n3", 5);
+	EXPECT_RC(answer(&b, 2, sent_by(&b, 2).id, "ok"), RC_OK);
+	start(&b, &other);
+	EXPECT_RC(answer(&b, 2, sent_by(&b, 2).id, "ok"), RC_OK);
+	EXPECT_UINT(b.told.tries, 1);
+	EXPECT_UINT(b.told.n, 5);
+	bed_end(&b);
+}
+
+TEST(an_answer_teaches_the_owner_too)
+{
+	struct bed b = bed_of_nodes(2);
+	struct session_request r = request_of("kv/a");
+
+	start(&b, &r);
+	EXPECT_RC(answer(&b, 0, sent_by(&b, 0).id, "ok"), RC_OK);
+	/* The link that unknown addresses go to is another one then. */
+	session_lost(b.s, 1, b.now, NULL);
+	open_link(&b, 1);
+	start(&b, &r);
+	EXPECT_RC(answer(&b, 0, sent_by(&b, 0).id, "ok"), RC_OK);
+	bed_end(&b);
+}
+
+TEST(who_refuses_and_names_itself_or_nobody_is_asked_later)
+{
+	static const char *const owners[] = { "n1", "", "unheard of" };
+	uint32_t i;
+
+	for (i = 0; i < 3; i++) {
+		struct bed b = bed_of_nodes(2);
+		struct session_request r = request_of("kv/a");
+		uint64_t before = b.now;
+
+		start(&b, &r);
+		not_owner(&b, 0, sent_by(&b, 0).id, owners[i], 1);
+		EXPECT_UINT(session_output(b.s, 0).n, 0);
+		EXPECT_UINT(session_output(b.s, 1).n, 0);
+		pass(&b, 1000);
+		EXPECT_TRUE(b.now > before);
+		EXPECT_RC(answer(&b, 1, sent_by(&b, 1).id, "ok"), RC_OK);
+		bed_end(&b);
+	}
+}
+
+TEST(nodes_that_send_us_around_get_a_pause)
+{
+	struct bed b = bed_of_nodes(2);
+	struct session_request r = request_of("kv/a");
+	uint32_t tries = 0;
+	uint32_t quick = 0;
+	uint64_t at = 0;
+	uint32_t link;
+
+	r.deadline_ms = 1000;
+	start(&b, &r);
+	while (b.told.n == 0) {
+		link = session_output(b.s, 0).n > 0 ? 0 : 1;
+		if (session_output(b.s, link).n == 0) {
+			pass(&b, 1000);
+			continue;
+		}
+		quick += b.now == at;
+		at = b.now;
+		tries++;
+		not_owner(&b, link, sent_by(&b, link).id,
+			  link == 0 ? "n2" : "n1", 1);
+	}
+	EXPECT_RC(b.told.rc, RC_NOT_OWNER);
+	EXPECT_TRUE(tries > 6 && tries <= SESSION_TRIES_DEFAULT);
+	EXPECT_TRUE(quick * 3 <= tries * 2);
+	bed_end(&b);
+}
+
+TEST(others_forward_to_an_owner_without_a_link)
+{
+	struct bed b = bed_of_nodes(3);
+	struct session_request r = request_of("kv/a");
+	uint32_t asked = 0;
+	struct frame f;
+	uint32_t i;
+
+	session_lost(b.s, 1, b.now, NULL);
+	start(&b, &r);
+	not_owner(&b, 0, sent_by(&b, 0).id, "n2", 5);
+	f = sent_by(&b, 0);
+	EXPECT_FALSE(asks_redirect(&f));
+	EXPECT_RC(answer(&b, 0, f.id, "ok"), RC_OK);
+	/* Now and then they are asked whether it still is the owner. */
+	for (i = 0; i < 64; i++) {
+		start(&b, &r);
+		f = sent_by(&b, 0);
+		if (asks_redirect(&f)) {
+			asked++;
+			not_owner(&b, 0, f.id, "n2", 5);
+			f = sent_by(&b, 0);
+			EXPECT_FALSE(asks_redirect(&f));
+		}
+		EXPECT_RC(answer(&b, 0, f.id, "ok"), RC_OK);
+	}
+	EXPECT_TRUE(asked >= 2 && asked <= 8);
+	/* Its link comes back: directly. */
+	open_link(&b, 1);
+	start(&b, &r);
+	EXPECT_RC(answer(&b, 1, sent_by(&b, 1).id, "ok"), RC_OK);
+	bed_end(&b);
+}
+
+TEST(a_lost_owner_is_forgotten)
+{
+	struct bed b = bed_of_nodes(3);
+	struct session_request r = request_of("kv/a");
+	struct frame f;
+
+	start(&b, &r);
+	not_owner(&b, 0, sent_by(&b, 0).id, "n2", 5);
+	EXPECT_RC(answer(&b, 1, sent_by(&b, 1).id, "ok"), RC_OK);
+	start(&b, &r);
+	(void)sent_by(&b, 1);
+	r.idem = bytes("k");
+	start(&b, &r);
+	(void)sent_by(&b, 1);
+	/* The one without a key may have happened; the other asks anew. */
+	session_lost(b.s, 1, b.now, "gone");
+	f = sent_by(&b, 0);
+	EXPECT_TRUE(asks_redirect(&f));
+	session_tick(b.s, b.now);
+	EXPECT_RC(b.told.rc, RC_UNKNOWN_OUTCOME);
+	not_owner(&b, 0, f.id, "n3", 5);
+	EXPECT_RC(answer(&b, 2, sent_by(&b, 2).id, "ok"), RC_OK);
+	EXPECT_RC(b.told.rc, RC_OK);
+	EXPECT_UINT(b.told.n, 3);
+	bed_end(&b);
+}
+
+TEST(an_owner_without_a_majority_is_left)
+{
+	struct bed b = bed_of_nodes(3);
+	struct session_request r = request_of("kv/a");
+	struct frame f;
+
+	start(&b, &r);
+	not_owner(&b, 0, sent_by(&b, 0).id, "n2", 5);
+	refuse(&b, 1, sent_by(&b, 1).id, RC_NO_QUORUM, -1);
+	pass(&b, 1000);
+	f = sent_by(&b, 0);
+	EXPECT_TRUE(asks_redirect(&f));
+	not_owner(&b, 0, f.id, "n3", 5);
+	EXPECT_RC(answer(&b, 2, sent_by(&b, 2).id, "ok"), RC_OK);
+	bed_end(&b);
+}
+
+TEST(refused_calls_to_one_object_keep_their_order)
+{
+	struct bed b = bed_of_nodes(2);
+	struct session_request r = request_of("kv/a");
+	struct session_request other = request_of("kv/b");
+	uint32_t first;
+	uint32_t second;
+	uint64_t due;
+
+	r.deadline_ms = 4000;
+	start(&b, &r);
+	first = sent_by(&b, 0).id;
+	r.deadline_ms = 3000;
+	start(&b, &r);
+	second = sent_by(&b, 0).id;
+	not_owner(&b, 0, first, "n2", 5);
+	/* The first waits for the second, a third and fourth for both; calls to
+	 * other objects do not. */
+	r.deadline_ms = 2000;
+	start(&b, &r);
+	EXPECT_UINT(session_output(b.s, 1).n, 0);
+	start(&b, &other);
+	EXPECT_RC(answer(&b, 0, sent_by(&b, 0).id, "ok"), RC_OK);
+	not_owner(&b, 0, second, "n2", 5);
+	for (due = 4000; due >= 2000; due -= 1000) {
+		struct frame f = sent_by(&b, 1);
+		struct pack_val v;
+
+		EXPECT_TRUE(option(&f, "deadline_ms", &v));
+		EXPECT_UINT(v.u, due);
+		EXPECT_RC(answer(&b, 1, f.id, "ok"), RC_OK);
+	}
+	EXPECT_UINT(b.told.n, 4);
+	bed_end(&b);
+}
+
+TEST(nobody_is_waited_for_long)
+{
+	struct bed b = bed_of_nodes(2);
+	struct session_request r = request_of("kv/a");
+	uint64_t before = b.now;
+	uint32_t first;
+	uint32_t second;
+
+	start(&b, &r);
+	first = sent_by(&b, 0).id;
+	start(&b, &r);
+	second = sent_by(&b, 0).id;
+	not_owner(&b, 0, first, "n2", 5);
+	EXPECT_UINT(session_output(b.s, 1).n, 0);
+	while (session_output(b.s, 1).n == 0)
+		pass(&b, 1000);
+	EXPECT_UINT(b.now - before, SESSION_HOLD_MS * (uint64_t)MS);
+	EXPECT_RC(answer(&b, 1, sent(&b, 1).id, "ok"), RC_OK);
+	EXPECT_RC(answer(&b, 0, second, "ok"), RC_OK);
+	EXPECT_UINT(b.told.n, 2);
+	bed_end(&b);
+}
+
+TEST(who_gets_one_try_is_forwarded)
+{
+	struct session_options o = { .links = 2, .tries_max = 2 };
+	struct bed b = bed_with(o);
+	struct session_request r = request_of("kv/a");
+	struct frame f;
+
+	open_link(&b, 0);
+	open_link(&b, 1);
+	r.once = true;
+	start(&b, &r);
+	f = sent_by(&b, 0);
+	EXPECT_FALSE(asks_redirect(&f));
+	EXPECT_RC(answer(&b, 0, f.id, "ok"), RC_OK);
+	r.once = false;
+	start(&b, &r);
+	f = sent_by(&b, 0);
+	EXPECT_TRUE(asks_redirect(&f));
+	not_owner(&b, 0, f.id, "", 5);
+	pass(&b, 1000);
+	f = sent_by(&b, 1);
+	EXPECT_FALSE(asks_redirect(&f));
+	bed_end(&b);
+}
+
+TEST(who_wants_no_forwarding_hears_of_it)
+{
+	struct bed b = bed();
+	struct session_request r = request_of("kv/a");
+
+	open_link(&b, 0);
+	r.redirect = true;
+	start(&b, &r);
+	not_owner(&b, 0, sent_by(&b, 0).id, "n2", 5);
+	EXPECT_RC(b.told.rc, RC_NOT_OWNER);
+	bed_end(&b);
+}
+
+TEST(a_full_link_holds_up_its_own_calls_only)
+{
+	static const char *const nodes[] = { "n1", "n2" };
+	struct session_options o = { .links = 2,
+				     .nodes = nodes,
+				     .in_flight_max = 1 };
+	struct bed b = bed_with(o);
+	struct session_request one = request_of("kv/a");
+	struct session_request two = request_of("kv/b");
+
+	open_link(&b, 0);
+	open_link(&b, 1);
+	start(&b, &two);
+	not_owner(&b, 0, sent_by(&b, 0).id, "n2", 5);
+	EXPECT_RC(answer(&b, 1, sent_by(&b, 1).id, "ok"), RC_OK);
+	start(&b, &one);
+	(void)sent_by(&b, 0);
+	start(&b, &one);
+	start(&b, &two);
+	(void)sent_by(&b, 1);
+	bed_end(&b);
+}
+
+TEST(a_silent_node_is_stale)
+{
+	struct bed b = bed_of_nodes(2);
+	struct session_request r = request_of("kv/a");
+	uint64_t before = b.now;
+	struct frame f;
+
+	start(&b, &r);
+	(void)sent_by(&b, 0);
+	pass(&b, 10000);
+	EXPECT_UINT(b.now - before, SESSION_SILENT_MS / 2 * (uint64_t)MS);
+	f = sent_by(&b, 0);
+	EXPECT_TRUE(pack_bytes_eq(f.method, "ping", 4));
+	/* Its answer is enough. */
+	EXPECT_RC(answer(&b, 0, f.id, "pong"), RC_OK);
+	EXPECT_UINT(b.told.n, 0);
+	pass(&b, 10000);
+	f = sent_by(&b, 0);
+	EXPECT_TRUE(pack_bytes_eq(f.method, "ping", 4));
+	EXPECT_FALSE(session_is_stale(b.s, 0));
+	pass(&b, 10000);
+	EXPECT_TRUE(session_is_stale(b.s, 0));
+	EXPECT_UINT(b.now - before, 3 * (SESSION_SILENT_MS / 2 * (uint64_t)MS));
+	session_lost(b.s, 0, b.now, "silent");
+	EXPECT_FALSE(session_is_stale(b.s, 0));
+	session_tick(b.s, b.now);
+	EXPECT_RC(b.told.rc, RC_UNKNOWN_OUTCOME);
+	/* Nothing is waited for: nobody is pinged. */
+	EXPECT_UINT(session_output(b.s, 1).n, 0);
+	bed_end(&b);
+}
+
+/* What came while we slept was not read yet: nobody is to blame. */
+TEST(our_own_sleep_makes_nobody_stale)
+{
+	struct bed b = bed_of_nodes(2);
+	struct session_request r = request_of("kv/a");
+
+	r.deadline_ms = 60000;
+	start(&b, &r);
+	(void)sent_by(&b, 0);
+	pass(&b, 10000);
+	(void)sent_by(&b, 0);
+	b.now += 5000 * (uint64_t)MS;
+	session_tick(b.s, b.now);
+	EXPECT_FALSE(session_is_stale(b.s, 0));
+	pass(&b, 10000);
+	(void)sent_by(&b, 0);
+	pass(&b, 10000);
+	EXPECT_TRUE(session_is_stale(b.s, 0));
+	/* It is said once, and not due again. */
+	EXPECT_TRUE(session_due(b.s) > b.now);
+	bed_end(&b);
+}
+
+TEST(a_lone_node_is_waited_for)
+{
+	struct bed b = bed();
+	struct session_request r = request("put");
+
+	open_link(&b, 0);
+	start(&b, &r);
+	(void)sent(&b, 0);
+	while (b.told.n == 0) {
+		EXPECT_FALSE(session_is_stale(b.s, 0));
+		pass(&b, 10000);
+	}
+	EXPECT_TRUE(pack_bytes_eq(sent(&b, 0).method, "cancel", 6));
+	bed_end(&b);
+}
+
+TEST(a_connection_that_does_not_come_is_stale)
+{
+	struct bed b = bed();
+
+	session_tick(b.s, b.now);
+	session_opening(b.s, 0);
+	EXPECT_FALSE(session_is_stale(b.s, 0));
+	pass(&b, 10000);
+	EXPECT_TRUE(session_is_stale(b.s, 0));
+	session_lost(b.s, 0, b.now, "no answer");
+	EXPECT_FALSE(session_is_stale(b.s, 0));
+	bed_end(&b);
+}
+
+/* An answer to hello of the node `node`, with members. */
+static enum rc greet(struct bed *b, uint32_t link, const char *node,
+		     const char *cluster, const char *const (*members)[2],
+		     uint32_t n)
+{
+	struct frame f = sent(b, link);
+	struct pack_w w;
+	uint32_t i;
+	enum rc rc;
+
+	EXPECT_TRUE(pack_bytes_eq(f.method, "hello", 5));
+	pack_w_init(&w, 1 << 16);
+	frame_response(&w, f.id);
+	pack_nil(&w);
+	pack_map(&w, 5);
+	pack_cstr(&w, "protocol");
+	pack_u64(&w, 1);
+	pack_cstr(&w, "node");
+	pack_cstr(&w, node);
+	pack_cstr(&w, "node_id");
+	pack_u64(&w, (uint64_t)(node[1] - '0'));
+	pack_cstr(&w, "cluster");
+	pack_cstr(&w, cluster);
+	pack_cstr(&w, "members");
+	pack_array(&w, n);
+	for (i = 0; i < n; i++) {
+		pack_map(&w, 4);
+		pack_cstr(&w, "name");
+		pack_cstr(&w, members[i][0]);
+		pack_cstr(&w, "later");
+		pack_array(&w, 0);
+		pack_cstr(&w, "id");
+		pack_u64(&w, i + 1);
+		pack_cstr(&w, "rpc");
+		pack_cstr(&w, members[i][1]);
+	}
+	rc = input(b, link, w.p, w.n);
+	pack_w_release(&w);
+	return rc;
+}
+
+static const char *const three[][2] = { { "n1", "h:1" },
+					{ "n2", "h:2" },
+					{ "n3", "h:3" } };
+
+TEST(one_endpoint_names_all)
+{
+	static const char *const rpcs[] = { "h:1" };
+	struct session_options o = {
+		.links = 1, .rpcs = rpcs, .greet = "x", .learn = true
+	};
+	struct bed b = bed_with(o);
+	struct session_request r = request_of("kv/a");
+	uint32_t i;
+
+	open_link(&b, 0);
+	EXPECT_STR(session_link_node(b.s, 0), "");
+	EXPECT_RC(greet(&b, 0, "n1", "c", three, 3), RC_OK);
+	EXPECT_UINT(session_links(b.s), 3);
+	for (i = 0; i < 3; i++) {
+		EXPECT_STR(session_link_node(b.s, i), three[i][0]);
+		EXPECT_STR(session_link_rpc(b.s, i), three[i][1]);
+	}
+	open_link(&b, 1);
+	EXPECT_RC(greet(&b, 1, "n2", "c", three, 3), RC_OK);
+	EXPECT_UINT(session_links(b.s), 3);
+	/* Owners are named by name or id. */
+	start(&b, &r);
+	not_owner(&b, 0, sent_by(&b, 0).id, "2", 9);
+	EXPECT_RC(answer(&b, 1, sent_by(&b, 1).id, "ok"), RC_OK);
+	bed_end(&b);
+}
+
+TEST(members_under_other_addresses)
+{
+	static const char *const rpcs[] = { "balancer:1" };
+	static const char *const moved[][2] = { { "n1", "h:1" },
+						{ "n2", "h:22" },
+						{ "n3", "h:3" } };
+	struct session_options o = {
+		.links = 1, .rpcs = rpcs, .greet = "x", .learn = true
+	};
+	struct bed b = bed_with(o);
+
+	open_link(&b, 0);
+	EXPECT_RC(greet(&b, 0, "n2", "c", three, 3), RC_OK);
+	/* n2 is where we are: it is not connected to twice. */
+	EXPECT_UINT(session_links(b.s), 3);
+	EXPECT_STR(session_link_rpc(b.s, 0), "balancer:1");
+	EXPECT_STR(session_link_node(b.s, 1), "n1");
+	/* The balancer leads to another one. n2 is nobody's now. */
+	session_lost(b.s, 0, b.now, NULL);
+	b.now += 2000 * (uint64_t)MS;
+	open_link(&b, 0);
+	EXPECT_RC(greet(&b, 0, "n1", "c", moved, 3), RC_OK);
+	EXPECT_UINT(session_links(b.s), 4);
+	EXPECT_STR(session_link_node(b.s, 3), "n2");
+	EXPECT_STR(session_link_rpc(b.s, 3), "h:22");
+	/* n1 has an open link: a second one is not wanted. */
+	EXPECT_FALSE(session_wants_link(b.s, 1, b.now));
+	EXPECT_TRUE(session_wants_link(b.s, 2, b.now));
+	session_lost(b.s, 0, b.now, NULL);
+	EXPECT_TRUE(session_wants_link(b.s, 1, b.now));
+	bed_end(&b);
+}
+
+TEST(too_many_members_are_left_out)
+{
+	static const char *const many[][2] = {
+		{ "n1", "h:1" }, { "n2", "h:2" }, { "n3", "h:3" },
+		{ "n4", "h:4" }, { "n5", "h:5" }, { "n6", "h:6" },
+		{ "n7", "h:7" }, { "n8", "h:8" }, { "n9", "h:9" },
+		{ "", "h:10" },	 { "n0", "" },
+	};
+	static const char *const rpcs[] = { "h:1" };
+	struct session_options o = {
+		.links = 1, .rpcs = rpcs, .greet = "x", .learn = true
+	};
+	struct bed b = bed_with(o);
+
+	open_link(&b, 0);
+	EXPECT_RC(greet(&b, 0, "n1", "c", many, 11), RC_OK);
+	EXPECT_UINT(session_links(b.s), SESSION_LINKS_MAX);
+	bed_end(&b);
+	/* Who was told not to learn does not. */
+	o.learn = false;
+	b = bed_with(o);
+	open_link(&b, 0);
+	EXPECT_RC(greet(&b, 0, "n1", "c", three, 3), RC_OK);
+	EXPECT_UINT(session_links(b.s), 1);
+	bed_end(&b);
+}
+
+TEST(one_cluster_at_a_time)
+{
+	static const char *const rpcs[] = { "h:1", "h:2" };
+	struct session_options o = { .links = 2, .rpcs = rpcs, .greet = "x" };
+	struct bed b = bed_with(o);
+
+	open_link(&b, 0);
+	EXPECT_RC(greet(&b, 0, "n1", "c", NULL, 0), RC_OK);
+	open_link(&b, 1);
+	EXPECT_RC(greet(&b, 1, "n2", "d", NULL, 0), RC_INVALID);
+	session_lost(b.s, 1, b.now, NULL);
+	/* The first one gone, the other is as good. */
+	session_lost(b.s, 0, b.now, NULL);
+	b.now += 2000 * (uint64_t)MS;
+	open_link(&b, 1);
+	EXPECT_RC(greet(&b, 1, "n2", "d", NULL, 0), RC_OK);
+	bed_end(&b);
+}
+
 TEST(notifications_and_unknown_ids_are_passed_over)
 {
 	struct bed b = bed();

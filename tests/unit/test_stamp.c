@@ -171,3 +171,116 @@ TEST(it_never_goes_back)
 		last = now;
 	}
 }
+
+/* ---- what a majority says ---- */
+
+TEST(a_leadership_that_was_given_its_base)
+{
+	struct stamp s;
+
+	stamp_lead_at(&s, 500 * S_NS, 700 * S_NS, 77 * S_NS);
+	EXPECT_UINT(stamp_now(&s, 77 * S_NS), 700 * S_NS);
+	EXPECT_UINT(stamp_now(&s, 78 * S_NS), 701 * S_NS);
+	/* Never below the last stamp. */
+	stamp_lead_at(&s, 500 * S_NS, 400 * S_NS, 77 * S_NS);
+	EXPECT_UINT(stamp_now(&s, 77 * S_NS), 500 * S_NS);
+	stamp_lead_at(&s, 0, 0, 77 * S_NS);
+	EXPECT_UINT(stamp_now(&s, 77 * S_NS), STAMP_FIRST_NS);
+	stamp_lead_at(&s, 5, UINT64_MAX, 77 * S_NS);
+	EXPECT_UINT(stamp_now(&s, 77 * S_NS), STAMP_MAX_NS);
+}
+
+TEST(what_a_voter_offers)
+{
+	EXPECT_UINT(stamp_offer(500 * S_NS, WALL_MS, WALL_MS + 20000),
+		    520 * S_NS);
+	EXPECT_UINT(stamp_offer(500 * S_NS, WALL_MS, WALL_MS - 1), 500 * S_NS);
+	EXPECT_UINT(stamp_offer(500 * S_NS, 0, WALL_MS), 500 * S_NS);
+	EXPECT_UINT(stamp_offer(0, 0, WALL_MS), STAMP_FIRST_NS);
+	EXPECT_UINT(stamp_offer(STAMP_MAX_NS - 1, 1, UINT64_MAX), STAMP_MAX_NS);
+	EXPECT_UINT(stamp_offer(UINT64_MAX, 1, 1), STAMP_MAX_NS);
+	EXPECT_TRUE(stamp_offer(S_NS, 1, UINT64_MAX) <= STAMP_MAX_NS);
+}
+
+static uint64_t sorted_at(const struct stamp_word *words, size_t n, size_t k)
+{
+	uint64_t v[5];
+	size_t i;
+	size_t j;
+
+	for (i = 0; i < n; i++) {
+		for (j = i; j > 0 && v[j - 1] < words[i].ns; j--)
+			v[j] = v[j - 1];
+		v[j] = words[i].ns;
+	}
+	return v[k];
+}
+
+/* Every set of words with five different times, of 1 to 5 voters of which a
+ * majority answers, each of them heard or offered. */
+TEST(every_choice)
+{
+	struct stamp_word w[5];
+	size_t voters;
+	size_t n;
+
+	for (voters = 1; voters <= 5; voters++)
+		for (n = voters / 2 + 1; n <= voters; n++) {
+			unsigned combos = 1;
+			unsigned c;
+			size_t i;
+
+			for (i = 0; i < n; i++)
+				combos *= 10;
+			for (c = 0; c < combos; c++) {
+				uint64_t heard = 0;
+				unsigned left = c;
+				uint64_t got;
+
+				for (i = 0; i < n; i++, left /= 10) {
+					w[i].ns = 100 + left % 10 / 2;
+					w[i].heard = left % 2 == 1;
+					if (w[i].heard && w[i].ns > heard)
+						heard = w[i].ns;
+				}
+				got = stamp_choose(w, n, voters / 2 + 1);
+				if (heard != 0)
+					EXPECT_UINT(got, heard);
+				else
+					EXPECT_UINT(got, sorted_at(w, n,
+								   voters / 2));
+			}
+		}
+}
+
+/* Whatever a minority says, the choice lies within what the others say; and
+ * with all of them there it is the lower median. */
+TEST(a_minority_of_broken_clocks_does_not_matter)
+{
+	struct stamp_word w[5];
+	uint64_t got;
+	size_t i;
+
+	for (i = 0; i < 5; i++)
+		w[i] = (struct stamp_word){ false, (100 + i) * S_NS };
+	EXPECT_UINT(stamp_choose(w, 5, 3), 102 * S_NS);
+	w[0].ns += DAY_MS * 1000000;
+	w[1].ns += DAY_MS * 1000000;
+	got = stamp_choose(w, 5, 3);
+	EXPECT_TRUE(got >= 102 * S_NS && got <= 104 * S_NS);
+	/* Two broken ones among the three that answer. */
+	EXPECT_UINT(stamp_choose(w, 3, 3), 102 * S_NS);
+	/* One of two. */
+	EXPECT_UINT(stamp_choose(&w[1], 2, 2), 102 * S_NS);
+}
+
+TEST(what_was_heard_outweighs_every_wall_clock)
+{
+	const struct stamp_word w[] = { { false, DAY_MS * 1000000 * 365 },
+					{ true, 7 * S_NS },
+					{ true, 8 * S_NS } };
+
+	EXPECT_UINT(stamp_choose(w, 3, 2), 8 * S_NS);
+	EXPECT_UINT(stamp_choose(w, 2, 2), 7 * S_NS);
+	EXPECT_ABORT((void)stamp_choose(w, 1, 2));
+}

@@ -8,7 +8,7 @@
 #include "tests/lib/runner.h"
 #include "tests/sim/world.h"
 
-#define MAIN "state/01-00000001.db"
+#define MAIN "state/01-00000000.db"
 
 static struct world *world;
 
@@ -266,7 +266,7 @@ struct node {
 
 static struct node node;
 static const struct storage_config config = {
-	.shard = 1, .generation = 1, .window_ms = 20, .window_bytes = 20000
+	.shard = 1, .generation = 0, .window_ms = 20, .window_bytes = 20000
 };
 
 static void on_stored(struct storage_listener *l, uint64_t index)
@@ -1831,6 +1831,135 @@ static void zeros(void *arg, void *out, size_t n)
 	memset(out, 0, n);
 }
 
+/* What came of the last thing that was asked for. */
+struct copying {
+	struct storage_export x;
+	struct storage_stage g;
+	struct storage_switch w;
+	struct storage_hash h;
+	struct storage_scrub c;
+	enum rc rc;
+	bool done;
+	uint8_t piece[STORAGE_PIECE_MAX];
+	size_t piece_n;
+	uint64_t generation;
+};
+
+static void copying_ends(struct copying *c, enum rc rc)
+{
+	c->rc = rc;
+	c->done = true;
+}
+
+static void copying_ready(struct storage_export *x, enum rc rc)
+{
+	copying_ends(x->arg, rc);
+}
+
+static void copying_data(struct storage_export *x, enum rc rc, const void *p,
+			 size_t n)
+{
+	struct copying *c = x->arg;
+
+	memcpy(c->piece, p, n);
+	c->piece_n = n;
+	copying_ends(c, rc);
+}
+
+static void copying_written(struct storage_stage *g, enum rc rc)
+{
+	copying_ends(g->arg, rc);
+}
+
+static void copying_staged(struct storage_stage *g, enum rc rc,
+			   uint64_t generation)
+{
+	struct copying *c = g->arg;
+
+	c->generation = generation;
+	copying_ends(c, rc);
+}
+
+static void copying_switched(struct storage_switch *w, enum rc rc,
+			     const struct storage_state *state)
+{
+	struct copying *c = w->arg;
+
+	EXPECT_UINT(state->applied_index, c->x.index);
+	copying_ends(c, rc);
+}
+
+static void copying_hashed(struct storage_hash *h, enum rc rc)
+{
+	copying_ends(h->arg, rc);
+}
+
+static void copying_scrubbed(struct storage_scrub *c, enum rc rc)
+{
+	copying_ends(c->arg, rc);
+}
+
+static void copying_wait(struct copying *c)
+{
+	while (!c->done)
+		threads_turn(true);
+	EXPECT_RC(c->rc, RC_OK);
+	c->done = false;
+}
+
+/* A copy of itself becomes its state, while it goes on. */
+static void copy_itself(struct copying *c)
+{
+	uint64_t at;
+
+	c->x = (struct storage_export){ .ready = copying_ready,
+					.data = copying_data,
+					.arg = c };
+	storage_export_begin(node.s, &c->x);
+	copying_wait(c);
+	c->g = (struct storage_stage){ .index = c->x.index,
+				       .term = c->x.term,
+				       .conf_index = c->x.conf_index,
+				       .conf = c->x.conf,
+				       .conf_bytes = c->x.conf_bytes,
+				       .bytes = c->x.bytes,
+				       .written = copying_written,
+				       .done = copying_staged,
+				       .arg = c };
+	memcpy(c->g.hash, c->x.hash, HASH_BYTES);
+	storage_stage_begin(node.s, &c->g);
+	for (at = 0; at < c->x.bytes; at += c->piece_n) {
+		storage_export_read(node.s, &c->x, at, STORAGE_PIECE_MAX);
+		copying_wait(c);
+		if (node.model.index + 1 < LOG_MAX)
+			apply_next();
+		load_any();
+		storage_stage_write(node.s, &c->g, at, c->piece,
+				    (uint32_t)c->piece_n);
+		copying_wait(c);
+	}
+	storage_export_end(node.s, &c->x);
+	storage_stage_end(node.s, &c->g);
+	copying_wait(c);
+	c->h = (struct storage_hash){ .done = copying_hashed, .arg = c };
+	storage_hash_at(node.s, &c->h);
+	copying_wait(c);
+	c->c = (struct storage_scrub){ .range = 3,
+				       .done = copying_scrubbed,
+				       .arg = c };
+	storage_scrub(node.s, &c->c);
+	copying_wait(c);
+	while (node.loads_done < node.loads)
+		threads_turn(true);
+	c->w = (struct storage_switch){ .generation = c->generation,
+					.done = copying_switched,
+					.arg = c };
+	storage_switch(node.s, &c->w);
+	copying_wait(c);
+	replay(&node.model, c->x.index);
+	node.stored = node.checkpointed = c->x.index;
+}
+
 TEST(loop_and_worker_are_threads)
 {
 	static const struct env_ops ops = {
@@ -1841,6 +1970,7 @@ TEST(loop_and_worker_are_threads)
 		.post = threads_post,
 		.fail_stop = threads_fail_stop,
 	};
+	static struct copying copying;
 	struct storage_config cfg = config;
 	unsigned i;
 
@@ -1867,6 +1997,14 @@ TEST(loop_and_worker_are_threads)
 			storage_flush(node.s);
 		if (i % 500 == 250)
 			storage_checkpoint(node.s);
+		threads_turn(false);
+	}
+	copy_itself(&copying);
+	for (i = 0; i < 300; i++) {
+		if (i % 10 == 0)
+			apply_next();
+		if (i % 3 == 0)
+			load_any();
 		threads_turn(false);
 	}
 	storage_close(node.s, on_closed, &node.closed);

@@ -1,0 +1,994 @@
+#include "tests/sim/faults.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "node/base/check.h"
+#include "node/core/bridge.h"
+#include "tests/sim/memdisk.h"
+
+#define DAY_MS    INT64_C(86400000)
+#define HOUR_MS   INT64_C(3600000)
+#define UNDO_MAX  64u
+#define FULL_ROOM (64u << 10)
+/* So long after a boot its peers have it on their disks. */
+#define KNOWN_MS 1000u
+
+const char *const point_files[POINT_FILES] = {
+	[POINT_BALLOT] = "ballot",
+	[POINT_LOG] = "log",
+	[POINT_STATE] = "state",
+	[POINT_MEMBERS] = "members",
+};
+const char *const point_moments[POINT_MOMENTS] = {
+	[POINT_BEFORE_SYNC] = "before_sync",
+	[POINT_AFTER_SYNC] = "after_sync",
+	[POINT_BEFORE_SEND] = "before_send",
+	[POINT_AFTER_SEND] = "after_send",
+};
+
+static const char *const names[FAULTS] = {
+	[FAULT_KILL] = "kill",
+	[FAULT_POWER] = "power_cut",
+	[FAULT_POWER_ALL] = "power_cut_of_all",
+	[FAULT_CLOSE] = "restart",
+	[FAULT_OP] = "crash_at_operation",
+	[FAULT_POINT] = "crash_point",
+	[FAULT_EIO] = "failed_write_or_sync",
+	[FAULT_NO_SPACE] = "no_space_once",
+	[FAULT_FULL] = "disk_full",
+	[FAULT_SLOW] = "slow_syncs",
+	[FAULT_HANG] = "disk_hangs",
+	[FAULT_FLIP] = "bit_flips",
+	[FAULT_FLIP_LIVE] = "bit_flips_live",
+	[FAULT_LOST] = "lost_write",
+	[FAULT_MISDIRECTED] = "misdirected_write",
+	[FAULT_EMPTY] = "empty_disk",
+	[FAULT_OLDER] = "older_disk",
+	[FAULT_COPIED] = "copied_disk",
+	[FAULT_PAUSE] = "pause",
+	[FAULT_SUSPEND] = "suspend",
+	[FAULT_JUMP] = "clock_jump",
+	[FAULT_DRIFT] = "clock_drift",
+	[FAULT_RESET] = "reset",
+	[FAULT_CLOG] = "clog",
+	[FAULT_ONE_WAY] = "one_way_cut",
+	[FAULT_PARTITION] = "partition",
+	[FAULT_ALONE] = "owner_cut_off",
+	[FAULT_RING] = "ring",
+	[FAULT_CLIENT] = "client_cut",
+	[FAULT_TRANSFER] = "transfer",
+	[FAULT_LATE] = "late_message",
+};
+
+const char *fault_name(enum fault f)
+{
+	return names[f];
+}
+
+/* What ends by itself, after a while. */
+struct undo {
+	uint64_t ms;
+	void (*over)(struct faults *f, unsigned a, unsigned b);
+	unsigned a;
+	unsigned b;
+};
+
+/* A crash that waits for its moment. */
+struct arm {
+	bool on;
+	enum point_file file;
+	enum point_moment moment;
+	uint64_t nth; /* Sync of that file. */
+	bool synced;  /* It was: the next message is the one. */
+	enum crash crash;
+};
+
+struct faults {
+	struct trial *r;
+	uint64_t next_ms;
+	struct undo undo[UNDO_MAX];
+	unsigned undo_n;
+	struct arm arm[NET_NODES_MAX];
+	/* A planned failure may still stop the node. */
+	bool failing[NET_NODES_MAX];
+	bool full[NET_NODES_MAX];
+	/* Its log lacks the last batch and cannot know: it must not end before
+	 * so many syncs. */
+	uint64_t holds[NET_NODES_MAX];
+	bool stash; /* There is an older disk, */
+	unsigned stash_of;
+	uint64_t stash_boots; /* from that boot. */
+};
+
+/* ----------------------------------------------------------------- taking back
+ */
+
+static void undo_in(struct faults *f,
+		    void (*over)(struct faults *f, unsigned a, unsigned b),
+		    unsigned a, unsigned b, uint64_t ms)
+{
+	CHECK(f->undo_n < UNDO_MAX);
+	f->undo[f->undo_n++] =
+		(struct undo){ trial_now(f->r) + ms, over, a, b };
+}
+
+static void full_over(struct faults *f, unsigned n, unsigned unused)
+{
+	(void)unused;
+	f->full[n] = false;
+	world_capacity(f->r->w, n, UINT64_C(1) << 40);
+}
+
+static void slow_over(struct faults *f, unsigned n, unsigned unused)
+{
+	(void)unused;
+	world_sync_time(f->r->w, n, 50, 400, 0, 0);
+}
+
+static void drift_over(struct faults *f, unsigned n, unsigned unused)
+{
+	(void)unused;
+	world_drift(f->r->w, n, 0);
+}
+
+static void cut_over(struct faults *f, unsigned from, unsigned to)
+{
+	net_mend(f->r->net, from, to);
+}
+
+static void undo_due(struct faults *f, bool all)
+{
+	unsigned i = 0;
+	struct undo u;
+
+	while (i < f->undo_n) {
+		if (!all && f->undo[i].ms > trial_now(f->r)) {
+			i++;
+			continue;
+		}
+		u = f->undo[i];
+		f->undo[i] = f->undo[--f->undo_n];
+		u.over(f, u.a, u.b);
+	}
+}
+
+/* ------------------------------------------------------------------- who */
+
+static struct machine *machine(struct faults *f, unsigned n)
+{
+	return &f->r->machines[n];
+}
+
+static unsigned some_node(struct faults *f)
+{
+	return (unsigned)trial_random(f->r, f->r->swarm.nodes);
+}
+
+/* One that runs and may end; -1: this time there is none. */
+static int some_victim(struct faults *f)
+{
+	unsigned n = some_node(f);
+	struct machine *m = machine(f, n);
+	int owner;
+
+	/* Owners are where it hurts. */
+	if (trial_chance(f->r, 40)) {
+		owner = trial_owner(f->r,
+				    (uint32_t)trial_random(
+					    f->r, f->r->swarm.shards));
+		if (owner >= 0)
+			m = machine(f, (unsigned)owner);
+	}
+	if (m->state != MACHINE_UP || m->log_syncs < f->holds[m->n])
+		return -1;
+	return (int)m->n;
+}
+
+static unsigned sick_or_foreign(const struct trial *r)
+{
+	unsigned n = 0;
+	unsigned i;
+
+	for (i = 0; i < r->swarm.nodes; i++)
+		n += r->machines[i].sick || r->machines[i].foreign;
+	return n;
+}
+
+/* May this node's disk lie, or be lost? One node of a trial at most, or two of
+ * five. */
+static bool may_be_sick(struct faults *f, unsigned n)
+{
+	const struct trial *r = f->r;
+
+	if (machine(f, n)->foreign)
+		return false;
+	return machine(f, n)->sick ||
+	       sick_or_foreign(r) < (r->swarm.nodes - 1) / 2;
+}
+
+static uint64_t down_ms(struct trial *r)
+{
+	uint64_t x = trial_random(r, 100);
+
+	if (x < 50)
+		return 1 + trial_random(r, 200);
+	if (x < 85)
+		return 100 + trial_random(r, 2000);
+	return 1000 + trial_random(r, 6000);
+}
+
+static uint64_t cut_ms(struct trial *r)
+{
+	return trial_chance(r, 50) ? 20 + trial_random(r, 800)
+				   : 300 + trial_random(r, 4000);
+}
+
+/* ------------------------------------------------------------- crashes */
+
+static bool crash(struct faults *f, enum crash kind)
+{
+	int n = some_victim(f);
+
+	if (n < 0)
+		return false;
+	trial_crash(f->r, (unsigned)n, kind, down_ms(f->r));
+	return true;
+}
+
+static bool power_all(struct faults *f)
+{
+	struct trial *r = f->r;
+	unsigned i;
+
+	for (i = 0; i < r->swarm.nodes; i++)
+		if (machine(f, i)->log_syncs < f->holds[i])
+			return false;
+	for (i = 0; i < r->swarm.nodes; i++)
+		if (machine(f, i)->state != MACHINE_DOWN)
+			trial_crash(r, i, CRASH_POWER,
+				    machine(f, i)->foreign ? CHECK_NEVER
+							   : down_ms(r));
+	return true;
+}
+
+static bool restart(struct faults *f)
+{
+	int n = some_victim(f);
+
+	if (n < 0)
+		return false;
+	trial_close(f->r, (unsigned)n, down_ms(f->r));
+	return true;
+}
+
+static enum world_op some_op(struct trial *r)
+{
+	static const enum world_op ops[] = { WORLD_WRITE,   WORLD_SYNC,
+					     WORLD_SYNC,    WORLD_CHANGE,
+					     WORLD_CREATE,  WORLD_UNLINK,
+					     WORLD_SYNC_DIR };
+
+	return trial_chance(r, 80) ? ops[trial_random(r, 3)]
+				   : ops[trial_random(r, ARRAY_LEN(ops))];
+}
+
+static const char *some_prefix(struct trial *r)
+{
+	static const char *const prefixes[] = { "log/", "state/", "ballot",
+						"members", NULL };
+
+	return prefixes[trial_random(r, ARRAY_LEN(prefixes))];
+}
+
+static void plan(struct faults *f, unsigned n, struct world_fault *w)
+{
+	struct trial *r = f->r;
+
+	w->nth = 1 + trial_random(r, w->prefix != NULL ? 12 : 60);
+	trial_trace(r, "n%u: fault %d at op %d number %" PRIu64 " of %s", n + 1,
+		    w->kind, w->op, w->nth,
+		    w->prefix != NULL ? w->prefix : "all");
+	world_faults_clear(r->w, n);
+	world_fault(r->w, n, w);
+}
+
+static bool at_operation(struct faults *f)
+{
+	int n = some_victim(f);
+	struct world_fault w = { .op = some_op(f->r),
+				 .prefix = some_prefix(f->r) };
+
+	if (n < 0)
+		return false;
+	w.kind = trial_chance(f->r, 50) ? WORLD_CRASH_BEFORE
+					: WORLD_CRASH_AFTER;
+	machine(f, (unsigned)n)->ending =
+		trial_chance(f->r, 50) ? CRASH_POWER : CRASH_KILL;
+	plan(f, (unsigned)n, &w);
+	return true;
+}
+
+static bool failing(struct faults *f, enum world_fault_kind kind)
+{
+	int n = some_victim(f);
+	struct world_fault w = { .kind = kind, .prefix = some_prefix(f->r) };
+
+	if (n < 0)
+		return false;
+	w.op = trial_chance(f->r, 60) ? WORLD_SYNC : WORLD_WRITE;
+	if (w.op == WORLD_WRITE && kind == WORLD_EIO &&
+	    trial_chance(f->r, 30))
+		w.kind = WORLD_SHORT;
+	machine(f, (unsigned)n)->ending = CRASH_SYNC;
+	f->failing[n] = true;
+	plan(f, (unsigned)n, &w);
+	return true;
+}
+
+static bool arm_point(struct faults *f)
+{
+	struct trial *r = f->r;
+	int n = some_victim(f);
+	struct arm *a;
+
+	if (n < 0)
+		return false;
+	a = &f->arm[n];
+	*a = (struct arm){
+		.on = true,
+		.file = (enum point_file)trial_random(r, POINT_FILES),
+		.moment = (enum point_moment)trial_random(r, POINT_MOMENTS),
+		.nth = 1 + trial_random(r, 3),
+		.crash = trial_chance(r, 70) ? CRASH_POWER : CRASH_KILL,
+	};
+	/* Those that matter most. */
+	if (trial_chance(r, 40))
+		a->file = trial_chance(r, 60) ? POINT_BALLOT : POINT_LOG;
+	trial_trace(r, "n%d: ends %s of %s number %" PRIu64, n + 1,
+		    point_moments[a->moment], point_files[a->file], a->nth);
+	return true;
+}
+
+/* ------------------------------------------------------------------ disks */
+
+static bool full(struct faults *f)
+{
+	int n = some_victim(f);
+
+	if (n < 0 || f->full[n] || f->r->swarm.core.reserve_bytes == 0)
+		return false;
+	f->full[n] = true;
+	world_capacity(f->r->w, (unsigned)n,
+		       world_used(f->r->w, (unsigned)n) + FULL_ROOM +
+			       trial_random(f->r,
+					    2 * f->r->swarm.core.reserve_bytes));
+	undo_in(f, full_over, (unsigned)n, (unsigned)n,
+		200 + trial_random(f->r, 4000));
+	return true;
+}
+
+static bool slow(struct faults *f)
+{
+	unsigned n = some_node(f);
+
+	world_sync_time(f->r->w, n, 100, 20000, 300, 400);
+	undo_in(f, slow_over, n, n, 500 + trial_random(f->r, 5000));
+	return true;
+}
+
+static bool hang(struct faults *f)
+{
+	unsigned n = some_node(f);
+
+	world_sync_time(f->r->w, n, 50, 400, 10000,
+			600 + (uint32_t)trial_random(f->r, 4400));
+	undo_in(f, slow_over, n, n, 100 + trial_random(f->r, 1000));
+	return true;
+}
+
+struct victim {
+	struct trial *r;
+	const char *prefix;
+	uint64_t n; /* Files that fit. */
+	char name[64];
+	uint64_t bytes;
+};
+
+/* Any of them, with the same chance. */
+static void look_at_file(void *arg, const char *name, uint64_t bytes)
+{
+	struct victim *v = arg;
+
+	if (strncmp(name, v->prefix, strlen(v->prefix)) != 0 || bytes == 0)
+		return;
+	v->n++;
+	if (trial_random(v->r, v->n) != 0)
+		return;
+	(void)snprintf(v->name, sizeof(v->name), "%s", name);
+	v->bytes = bytes;
+}
+
+static void flip_one(struct faults *f, unsigned n)
+{
+	static const char *const prefixes[] = { "state/", "state/", "log/",
+						"log/",   "ballot", "members",
+						"identity" };
+	struct trial *r = f->r;
+	struct victim v = {
+		.r = r,
+		.prefix = prefixes[trial_random(r, ARRAY_LEN(prefixes))],
+	};
+	uint64_t at;
+	unsigned bit;
+
+	world_files(r->w, n, look_at_file, &v);
+	if (v.n == 0)
+		return;
+	/* Where something is, mostly. */
+	at = trial_random(r, v.bytes > 65536 && trial_chance(r, 70) ? 65536
+								    : v.bytes);
+	bit = (unsigned)trial_random(r, 8);
+	CHECK(world_flip(r->w, n, v.name, at, bit) == RC_OK);
+	trial_trace(r, "n%u: flipped bit %u of byte %" PRIu64 " of %s", n + 1,
+		    bit, at, v.name);
+}
+
+static bool flip(struct faults *f, bool live)
+{
+	struct trial *r = f->r;
+	unsigned n = some_node(f);
+	struct machine *m = machine(f, n);
+	uint64_t bits = 1 + trial_random(r, 3);
+
+	if (!may_be_sick(f, n) || m->state != MACHINE_UP ||
+	    m->log_syncs < f->holds[n])
+		return false;
+	m->sick = true;
+	if (!live)
+		trial_crash(r, n, trial_chance(r, 50) ? CRASH_POWER
+						      : CRASH_KILL,
+			    down_ms(r));
+	while (bits-- > 0)
+		flip_one(f, n);
+	return true;
+}
+
+/* A write of the log that never arrives, or elsewhere. What comes after it
+ * shows it; so that must come. */
+static bool lose(struct faults *f, enum world_fault_kind kind)
+{
+	struct trial *r = f->r;
+	unsigned n = some_node(f);
+	struct machine *m = machine(f, n);
+	struct world_fault w = { .kind = kind,
+				 .op = WORLD_WRITE,
+				 .nth = 1,
+				 .prefix = "log/" };
+
+	if (!may_be_sick(f, n) || m->state != MACHINE_UP ||
+	    m->log_syncs < f->holds[n] || trial_lone(r))
+		return false;
+	m->sick = true;
+	m->ending = CRASH_KILL;
+	f->arm[n].on = false;
+	f->holds[n] = m->log_syncs + 8;
+	world_faults_clear(r->w, n);
+	world_fault(r->w, n, &w);
+	return true;
+}
+
+/* ---------------------------------------------------- disks that are others */
+
+/* Its peers know this disk in its newest boot, all of them. */
+static bool is_known(struct trial *r, unsigned n)
+{
+	uint64_t boot;
+	unsigned i;
+
+	if (r->machines[n].state != MACHINE_UP ||
+	    trial_now(r) < r->machines[n].up_ms + KNOWN_MS)
+		return false;
+	boot = core_identity(r->machines[n].core)->boot;
+	for (i = 0; i < r->swarm.nodes; i++) {
+		const struct machine *m = &r->machines[i];
+
+		if (m->state != MACHINE_UP || m->foreign)
+			return false;
+		if (i != n &&
+		    (transport_epoch(core_transport(m->core), CHANNEL_RAFT,
+				     n + 1) == 0 ||
+		     members_find(core_members(m->core), n + 1)->boot != boot))
+			return false;
+	}
+	return true;
+}
+
+static bool empty(struct faults *f)
+{
+	struct trial *r = f->r;
+	unsigned n = some_node(f);
+	struct machine *m = machine(f, n);
+	unsigned i;
+
+	if (trial_lone(r) || !may_be_sick(f, n) || m->state != MACHINE_UP ||
+	    m->sick)
+		return false;
+	trial_crash(r, n, CRASH_POWER, CHECK_NEVER);
+	world_wipe(r->w, n);
+	for (i = 0; i < ID_BYTES; i++)
+		m->incarnation[i] = (uint8_t)(1 + trial_random(r, 255));
+	m->foreign = true;
+	world_faults_clear(r->w, n);
+	f->arm[n].on = false;
+	if (trial_format(r, n))
+		m->boot_ms = trial_now(r) + down_ms(r);
+	return true;
+}
+
+/* First the copy is made, later it comes back. */
+static bool older(struct faults *f)
+{
+	struct trial *r = f->r;
+	struct machine *m;
+
+	if (trial_lone(r))
+		return false;
+	if (!f->stash) {
+		f->stash_of = some_node(f);
+		m = machine(f, f->stash_of);
+		if (m->state != MACHINE_UP || m->foreign || m->sick)
+			return false;
+		world_clone(r->w, f->stash_of, TRIAL_STASH);
+		f->stash = true;
+		f->stash_boots = m->boots;
+		return false;
+	}
+	m = machine(f, f->stash_of);
+	/* It would boot with a number that its peers have seen. */
+	if (m->foreign || m->sick || !may_be_sick(f, m->n) ||
+	    m->boots < f->stash_boots + 1 || !is_known(r, m->n))
+		return false;
+	trial_crash(r, m->n, CRASH_POWER, down_ms(r));
+	world_clone(r->w, TRIAL_STASH, m->n);
+	m->foreign = true;
+	f->stash = false;
+	return true;
+}
+
+static bool copied(struct faults *f)
+{
+	struct trial *r = f->r;
+	unsigned n = some_node(f);
+	unsigned from = some_node(f);
+	struct machine *m = machine(f, n);
+
+	if (trial_lone(r) || !may_be_sick(f, n) || m->state != MACHINE_UP ||
+	    m->sick || machine(f, from)->foreign)
+		return false;
+	trial_crash(r, n, CRASH_POWER, down_ms(r));
+	/* Of itself: restored from a backup, on another file system. */
+	if (from == n) {
+		world_clone(r->w, n, TRIAL_SCRATCH);
+		world_copy(r->w, TRIAL_SCRATCH, n);
+	} else {
+		world_clone(r->w, from, TRIAL_SCRATCH);
+		world_copy(r->w, TRIAL_SCRATCH, n);
+	}
+	m->foreign = true;
+	return true;
+}
+
+/* ----------------------------------------------------------------- clocks */
+
+static bool pause_node(struct faults *f)
+{
+	struct trial *r = f->r;
+	int n = some_victim(f);
+	uint64_t ms = trial_chance(r, 60) ? 20 + trial_random(r, 800)
+					  : 500 + trial_random(r, 5000);
+
+	if (n < 0)
+		return false;
+	world_pause(r->w, (unsigned)n, ms);
+	trial_trace(r, "n%d stands still for %" PRIu64 " ms", n + 1, ms);
+	return true;
+}
+
+static bool suspend(struct faults *f)
+{
+	int n = some_victim(f);
+
+	if (n < 0)
+		return false;
+	world_suspend(f->r->w, (unsigned)n, 1 + trial_random(f->r, 5000));
+	return true;
+}
+
+static bool jump(struct faults *f)
+{
+	static const int64_t by[] = { -DAY_MS, -HOUR_MS, -5000,
+				      5000,    HOUR_MS,  DAY_MS };
+
+	world_wall_jump(f->r->w, some_node(f),
+			by[trial_random(f->r, ARRAY_LEN(by))]);
+	return true;
+}
+
+static bool drift(struct faults *f)
+{
+	static const int32_t ppm[] = { -50000, -1000, -100, 100, 1000, 50000 };
+	unsigned n = some_node(f);
+
+	world_drift(f->r->w, n, ppm[trial_random(f->r, ARRAY_LEN(ppm))]);
+	undo_in(f, drift_over, n, n, 1000 + trial_random(f->r, 8000));
+	return true;
+}
+
+/* -------------------------------------------------------------------- net */
+
+static void cut(struct faults *f, unsigned from, unsigned to, uint64_t ms)
+{
+	net_cut(f->r->net, from, to);
+	undo_in(f, cut_over, from, to, ms);
+}
+
+static bool room_for(const struct faults *f, unsigned n)
+{
+	return f->undo_n + n <= UNDO_MAX;
+}
+
+static bool two_nodes(struct faults *f, unsigned *a, unsigned *b)
+{
+	uint32_t n = f->r->swarm.nodes;
+
+	if (n < 2)
+		return false;
+	*a = some_node(f);
+	*b = (*a + 1 + (unsigned)trial_random(f->r, n - 1)) % n;
+	return true;
+}
+
+static bool reset(struct faults *f)
+{
+	struct trial *r = f->r;
+	unsigned a = some_node(f);
+	unsigned b = NET_CLIENT +
+		     (unsigned)trial_random(r, r->swarm.clients);
+
+	if (trial_lone(r) || trial_chance(r, 20)) {
+		net_reset(r->net, a, b);
+		return true;
+	}
+	if (!two_nodes(f, &a, &b))
+		return false;
+	net_reset(r->net, a, b);
+	return true;
+}
+
+static bool clog_way(struct faults *f)
+{
+	unsigned a;
+	unsigned b;
+
+	if (!two_nodes(f, &a, &b))
+		return false;
+	net_clog(f->r->net, a, b, 20 + (uint32_t)trial_random(f->r, 1500));
+	return true;
+}
+
+static bool one_way(struct faults *f)
+{
+	unsigned a;
+	unsigned b;
+
+	if (!two_nodes(f, &a, &b) || !room_for(f, 1))
+		return false;
+	cut(f, a, b, cut_ms(f->r));
+	return true;
+}
+
+/* Between two sets, in both directions. */
+static bool split(struct faults *f, uint32_t set, uint64_t ms)
+{
+	struct trial *r = f->r;
+	unsigned a;
+	unsigned b;
+
+	if (!room_for(f, r->swarm.nodes * r->swarm.nodes))
+		return false;
+	for (a = 0; a < r->swarm.nodes; a++)
+		for (b = 0; b < r->swarm.nodes; b++)
+			if ((set & 1u << a) != 0 && (set & 1u << b) == 0) {
+				cut(f, a, b, ms);
+				cut(f, b, a, ms);
+			}
+	trial_trace(r, "partition: nodes %x against the others for %" PRIu64
+		       " ms",
+		    set, ms);
+	return true;
+}
+
+static bool partition(struct faults *f)
+{
+	struct trial *r = f->r;
+	uint32_t set;
+
+	if (trial_lone(r))
+		return false;
+	set = 1 + (uint32_t)trial_random(r, (1u << r->swarm.nodes) - 2);
+	return split(f, set, cut_ms(r));
+}
+
+static bool alone(struct faults *f)
+{
+	struct trial *r = f->r;
+	int owner = trial_owner(r, (uint32_t)trial_random(r, r->swarm.shards));
+
+	if (trial_lone(r) || owner < 0)
+		return false;
+	return split(f, 1u << owner, 200 + cut_ms(r));
+}
+
+static bool ring(struct faults *f)
+{
+	struct trial *r = f->r;
+	uint32_t n = r->swarm.nodes;
+	uint64_t ms = cut_ms(r);
+	unsigned a;
+	unsigned b;
+
+	if (n < 3 || !room_for(f, n * n))
+		return false;
+	/* Of three: a chain. */
+	for (a = 0; a < n; a++)
+		for (b = a + 1; b < n; b++) {
+			if (b == a + 1 || (n > 3 && a == 0 && b == n - 1))
+				continue;
+			cut(f, a, b, ms);
+			cut(f, b, a, ms);
+		}
+	return true;
+}
+
+static bool client(struct faults *f)
+{
+	struct trial *r = f->r;
+	unsigned n = some_node(f);
+	unsigned c = NET_CLIENT +
+		     (unsigned)trial_random(r, r->swarm.clients);
+	uint64_t ms = cut_ms(r);
+
+	if (!room_for(f, 2))
+		return false;
+	if (trial_chance(r, 70))
+		cut(f, n, c, ms);
+	if (trial_chance(r, 70))
+		cut(f, c, n, ms);
+	return true;
+}
+
+static bool transfer(struct faults *f)
+{
+	struct trial *r = f->r;
+	uint32_t s = (uint32_t)trial_random(r, r->swarm.shards);
+	int owner = trial_owner(r, s);
+	unsigned to = some_node(f);
+
+	if (trial_lone(r) || owner < 0 || (unsigned)owner == to ||
+	    world_paused(r->w, (unsigned)owner))
+		return false;
+	return core_transfer(machine(f, (unsigned)owner)->core, s, to + 1) ==
+	       RC_OK;
+}
+
+/* ------------------------------------------------------------------- draws */
+
+/* False: not this time. */
+static bool begin(struct faults *f, enum fault kind)
+{
+	switch (kind) {
+	case FAULT_KILL:
+		return crash(f, CRASH_KILL);
+	case FAULT_POWER:
+		return crash(f, CRASH_POWER);
+	case FAULT_POWER_ALL:
+		return power_all(f);
+	case FAULT_CLOSE:
+		return restart(f);
+	case FAULT_OP:
+		return at_operation(f);
+	case FAULT_POINT:
+		return arm_point(f);
+	case FAULT_EIO:
+		return failing(f, WORLD_EIO);
+	case FAULT_NO_SPACE:
+		return failing(f, WORLD_NO_SPACE);
+	case FAULT_FULL:
+		return full(f);
+	case FAULT_SLOW:
+		return slow(f);
+	case FAULT_HANG:
+		return hang(f);
+	case FAULT_FLIP:
+		return flip(f, false);
+	case FAULT_FLIP_LIVE:
+		return flip(f, true);
+	case FAULT_LOST:
+		return lose(f, WORLD_LOST);
+	case FAULT_MISDIRECTED:
+		return lose(f, WORLD_MISDIRECTED);
+	case FAULT_EMPTY:
+		return empty(f);
+	case FAULT_OLDER:
+		return older(f);
+	case FAULT_COPIED:
+		return copied(f);
+	case FAULT_PAUSE:
+		return pause_node(f);
+	case FAULT_SUSPEND:
+		return suspend(f);
+	case FAULT_JUMP:
+		return jump(f);
+	case FAULT_DRIFT:
+		return drift(f);
+	case FAULT_RESET:
+		return reset(f);
+	case FAULT_CLOG:
+		return clog_way(f);
+	case FAULT_ONE_WAY:
+		return one_way(f);
+	case FAULT_PARTITION:
+		return partition(f);
+	case FAULT_ALONE:
+		return alone(f);
+	case FAULT_RING:
+		return ring(f);
+	case FAULT_CLIENT:
+		return client(f);
+	case FAULT_TRANSFER:
+		return transfer(f);
+	case FAULT_LATE:
+		return false;
+	case FAULTS:
+		break;
+	}
+	UNREACHABLE();
+}
+
+void faults_tick(struct faults *f)
+{
+	struct trial *r = f->r;
+	enum fault kind;
+	unsigned tries;
+
+	if (f->undo_n > 0)
+		undo_due(f, false);
+	if (trial_now(r) < f->next_ms || r->swarm.faults == 0)
+		return;
+	f->next_ms = trial_now(r) + 1 + trial_random(r, 2 * r->swarm.fault_ms);
+	for (tries = 0; tries < 8; tries++) {
+		kind = (enum fault)trial_random(r, FAULTS);
+		if ((r->swarm.faults & UINT64_C(1) << kind) == 0 ||
+		    !begin(f, kind))
+			continue;
+		trial_trace(r, "fault: %s", names[kind]);
+		if (kind != FAULT_OP && kind != FAULT_POINT)
+			r->tally.faults[kind]++;
+		return;
+	}
+}
+
+void faults_end(struct faults *f)
+{
+	struct trial *r = f->r;
+	unsigned i;
+
+	undo_due(f, true);
+	net_mend_all(r->net);
+	for (i = 0; i < r->swarm.nodes; i++) {
+		world_faults_clear(r->w, i);
+		world_drift(r->w, i, 0);
+		world_capacity(r->w, i, UINT64_C(1) << 40);
+		world_sync_time(r->w, i, 50, 400, 0, 0);
+		f->arm[i].on = false;
+	}
+}
+
+bool faults_excuse(struct faults *f, unsigned node)
+{
+	return f->failing[node] || f->full[node] || machine(f, node)->sick ||
+	       machine(f, node)->foreign;
+}
+
+void faults_expect(struct faults *f, unsigned node)
+{
+	f->failing[node] = true;
+}
+
+void faults_crashed(struct faults *f, unsigned node)
+{
+	if (f->failing[node])
+		world_faults_clear(f->r->w, node);
+	else if (world_crashed(f->r->w, node) && !f->arm[node].synced)
+		f->r->tally.faults[FAULT_OP]++;
+	f->failing[node] = false;
+	f->arm[node] = (struct arm){ .on = false };
+}
+
+/* ------------------------------------------------------- persist, then send */
+
+static bool is_file(enum point_file file, const char *name)
+{
+	const char *prefix = point_files[file];
+
+	return strncmp(name, prefix, strlen(prefix)) == 0;
+}
+
+static void fire(struct faults *f, unsigned node, struct arm *a)
+{
+	struct trial *r = f->r;
+
+	r->tally.points[a->file][a->moment]++;
+	r->tally.faults[FAULT_POINT]++;
+	machine(f, node)->ending = a->crash;
+	a->on = false;
+	a->synced = true;
+	trial_trace(r, "n%u: ends %s of %s", node + 1, point_moments[a->moment],
+		    point_files[a->file]);
+}
+
+void faults_op(struct faults *f, unsigned node, enum world_op op,
+	       const char *name)
+{
+	struct arm *a = &f->arm[node];
+	struct world_fault w = { .op = WORLD_SYNC, .nth = 1 };
+
+	if (!a->on || op != WORLD_SYNC || a->synced ||
+	    !is_file(a->file, name) || --a->nth > 0)
+		return;
+	if (a->moment == POINT_BEFORE_SEND || a->moment == POINT_AFTER_SEND) {
+		a->synced = true;
+		return;
+	}
+	w.kind = a->moment == POINT_BEFORE_SYNC ? WORLD_CRASH_BEFORE
+						: WORLD_CRASH_AFTER;
+	fire(f, node, a);
+	world_fault(f->r->w, node, &w);
+}
+
+void faults_leaving(struct faults *f, unsigned node)
+{
+	struct arm *a = &f->arm[node];
+
+	if (!a->on || !a->synced || a->moment != POINT_BEFORE_SEND)
+		return;
+	fire(f, node, a);
+	world_end(f->r->w, node);
+}
+
+void faults_left(struct faults *f, unsigned node)
+{
+	struct arm *a = &f->arm[node];
+
+	if (!a->on || !a->synced || a->moment != POINT_AFTER_SEND)
+		return;
+	fire(f, node, a);
+	world_end(f->r->w, node);
+}
+
+struct faults *faults_new(struct trial *r)
+{
+	struct faults *f = sim_alloc(sizeof(*f));
+
+	f->r = r;
+	f->next_ms = 300 + trial_random(r, 1000);
+	return f;
+}
+
+void faults_free(struct faults *f)
+{
+	free(f);
+}
