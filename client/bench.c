@@ -81,7 +81,7 @@ struct conn {
 	int fd;     /* -1: lost. */
 	bool ready; /* Connected, and the handshake is over. */
 	bool wants_write;
-	bool dirty; /* In the list of those to write. */
+	bool dirty;            /* In the list of those to write. */
 	struct client *client; /* NULL: for `status` and `hello`. */
 	uint32_t node;
 	struct tls *tls; /* NULL: none. */
@@ -174,7 +174,8 @@ struct bench {
 	bool sequence;        /* Each object once; else at random. */
 	uint32_t next_object; /* sequence */
 	uint32_t last_object;
-	uint64_t settle_ns; /* sequence: refusals that pass are borne so long. */
+	uint64_t
+		settle_ns; /* sequence: refusals that pass are borne so long. */
 	bool open_loop;
 	bool full;         /* open loop: no free place for the next call. */
 	uint64_t first_ns; /* open loop: of call 0. */
@@ -563,7 +564,9 @@ static bool conn_open(struct bench *b, struct conn *c)
 		errno = e;
 		return false;
 	}
-	if (!n->tcp)
+	if (n->tcp)
+		tls_keep(c->tls);
+	else
 		conn_is_ready(b, c);
 	return true;
 }
@@ -866,8 +869,7 @@ static uint32_t node_named(const struct bench *b, struct pack_bytes name)
 	for (i = 0; i < b->called && name.n > 0; i++)
 		if (pack_bytes_eq(name, b->nodes[i].name,
 				  strlen(b->nodes[i].name)) ||
-		    pack_bytes_eq(name, b->nodes[i].id,
-				  strlen(b->nodes[i].id)))
+		    pack_bytes_eq(name, b->nodes[i].id, strlen(b->nodes[i].id)))
 			return i;
 	return OWNER_UNKNOWN;
 }
@@ -1689,10 +1691,9 @@ static enum rc bench_connect(struct bench *b)
 	b->stop = false;
 	if (bench_is_ready(b))
 		return RC_OK;
-	return detail_set(b->why, RC_IO, NULL,
-			  "cannot connect to %.100s%s: no answer",
-			  b->o->nodes[0].rpc,
-			  b->o->nodes_n > 1 ? " and others" : "");
+	return detail_set(
+		b->why, RC_IO, NULL, "cannot connect to %.100s%s: no answer",
+		b->o->nodes[0].rpc, b->o->nodes_n > 1 ? " and others" : "");
 }
 
 static enum rc bench_open(struct bench *b)

@@ -11,9 +11,10 @@
  * calls begin at fixed times; those that find no free place wait here, and a
  * latency runs from the time at which the call should have begun.
  *
- * With several nodes each client has a connection to every one of them and sends
- * a call to the node that owns the object, as it was told (NOT_OWNER); a hop is
- * part of its latency. Unlike the library's, its calls are never repeated.
+ * With several nodes each client has a connection to every one of them and
+ * sends a call to the node that owns the object, as it was told (NOT_OWNER); a
+ * hop is part of its latency. Unlike the library's, its calls are never
+ * repeated.
  */
 #ifndef HOLDFAST_CLIENT_BENCH_H
 #define HOLDFAST_CLIENT_BENCH_H
@@ -57,10 +58,10 @@ struct bench_options {
 	const char *ca; /* For host:port; else NULL. */
 	const char *cert;
 	const char *key;
-	bool through_one;    /* All to the first node, which forwards. */
-	uint32_t forwarded;  /* Of 100 calls so many to a node that does not own
-			      * the object. */
-	const char *prefix;   /* As it stands in an address: escaped. */
+	bool through_one;   /* All to the first node, which forwards. */
+	uint32_t forwarded; /* Of 100 calls so many to a node that does not own
+			     * the object. */
+	const char *prefix; /* As it stands in an address: escaped. */
 	uint32_t clients;
 	uint32_t pipeline;    /* Calls in flight of each. */
 	uint32_t objects;     /* kv: PREFIX0 ..; limiters for limit-*. */

@@ -157,8 +157,8 @@ struct cli_all {
 /* Asks every endpoint by itself, all at once: `rpc` with its encoded params.
  * CLI_OK: `all` is filled, whatever they said, and to be released; else it was
  * said what is wrong with the command line. */
-int cli_ask_all(const struct cli *cli, const char *rpc, struct pack_bytes params,
-		struct cli_all *all);
+int cli_ask_all(const struct cli *cli, const char *rpc,
+		struct pack_bytes params, struct cli_all *all);
 /* The same question to one of them again, or another; `told` is replaced. */
 void cli_ask_one(struct cli_all *all, size_t i, const char *rpc,
 		 struct pack_bytes params);

@@ -158,8 +158,8 @@ static void ask_range(struct cli_all *all, size_t from, size_t to,
 	(void)uv_loop_close(&loop);
 }
 
-int cli_ask_all(const struct cli *cli, const char *rpc, struct pack_bytes params,
-		struct cli_all *all)
+int cli_ask_all(const struct cli *cli, const char *rpc,
+		struct pack_bytes params, struct cli_all *all)
 {
 	int code;
 

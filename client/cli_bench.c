@@ -125,8 +125,7 @@ static void print_json(const struct bench_options *o,
 	json_count("objects", o->objects);
 	json_count("rate", o->rate);
 	json_count("nodes", o->nodes_n);
-	(void)printf(",\"through_one\":%s",
-		     o->through_one ? "true" : "false");
+	(void)printf(",\"through_one\":%s", o->through_one ? "true" : "false");
 	json_count("forwarded", o->forwarded);
 	json_number("seconds", r->elapsed_s, 3);
 	json_number("ops_per_s", r->ops_per_s, 1);
@@ -252,8 +251,7 @@ static int bench_go(const struct cli *cli, struct bench_options *o,
 	return rc == RC_OK ? CLI_OK : CLI_REFUSED;
 }
 
-static void nodes_of(const struct cli_servers *servers,
-		     struct bench_options *o)
+static void nodes_of(const struct cli_servers *servers, struct bench_options *o)
 {
 	const struct profile *f = &servers->profile;
 

@@ -63,7 +63,8 @@ static int put_rights(const struct cli *cli, struct pack_w *w, uint32_t *n,
 
 static int directory_call(struct cli *cli, const char *method,
 			  const struct pack_w *body, uint32_t pairs,
-			  uint64_t deadline_ms, const struct holdfast_answer **a)
+			  uint64_t deadline_ms,
+			  const struct holdfast_answer **a)
 {
 	struct holdfast_request r = HOLDFAST_CALL(DIRECTORY, method);
 	struct pack_w args;
@@ -192,7 +193,8 @@ static int revoke_command(struct cli *cli, int argc, char **argv)
 	return change(cli, argc, argv, "revoke", false);
 }
 
-/* ---------------------------------------------------------------- grants --- */
+/* ---------------------------------------------------------------- grants ---
+ */
 
 static void grant_row(struct pack_bytes g)
 {
@@ -206,10 +208,7 @@ static void grant_row(struct pack_bytes g)
 			continue;
 		if (i == 4 && v.n == 0)
 			continue;
-		(void)fputs(i == 0   ? ""
-			    : i == 1 ? "  "
-				     : "/",
-			    stdout);
+		(void)fputs(i == 0 ? "" : i == 1 ? "  " : "/", stdout);
 		out_text(stdout, v.p, v.n);
 	}
 	(void)names_show(stdout, g, "rights", " ");
@@ -259,7 +258,8 @@ const struct cli_command cli_grant_command = {
 	"Gives rights to a principal",
 	"grant PRINCIPAL --rights R [--tenant T] [--env E] [--class C] "
 	"[--prefix P]\n",
-	"PRINCIPAL is the URI of a certificate, spiffe://CLUSTER/tenant/T/env/E/"
+	"PRINCIPAL is the URI of a certificate, "
+	"spiffe://CLUSTER/tenant/T/env/E/"
 	"client/NAME,\nor unix:NODE:UID. Says which nodes go by it already.\n\n"
 	"  holdfast grant unix:node1:1001 --rights read,write --class kv\n",
 	grant_command,
@@ -277,7 +277,5 @@ const struct cli_command cli_revoke_command = {
 };
 
 const struct cli_command cli_grants_command = {
-	"grants",	"Lists who may do what",
-	"grants\n",	"",
-	grants_command,
+	"grants", "Lists who may do what", "grants\n", "", grants_command,
 };

@@ -40,7 +40,8 @@ static void say(const char *text)
 	out_text(stdout, text, strlen(text));
 }
 
-/* -------------------------------------------------------------------- ls --- */
+/* -------------------------------------------------------------------- ls ---
+ */
 
 static void ls_row(const char *node, struct pack_bytes map)
 {
@@ -175,7 +176,8 @@ static int shard_ls(struct cli *cli)
 	return code;
 }
 
-/* ------------------------------------------------------------------ show --- */
+/* ------------------------------------------------------------------ show ---
+ */
 
 static void show_peer(struct pack_bytes p)
 {
@@ -342,7 +344,8 @@ static int shard_show(struct cli *cli, uint64_t shard)
 	return code;
 }
 
-/* -------------------------------------------------------------- transfer --- */
+/* -------------------------------------------------------------- transfer ---
+ */
 
 static uint64_t now_ms(void)
 {
@@ -391,8 +394,9 @@ static int transfer_wait(struct cli_all *all, struct pack_bytes params,
 		(void)nanosleep(&pause, NULL);
 	}
 	if (owner == from) {
-		(void)fprintf(stderr, "holdfast: shard %llu: it has not moved "
-				      "within %u ms\n",
+		(void)fprintf(stderr,
+			      "holdfast: shard %llu: it has not moved "
+			      "within %u ms\n",
 			      (unsigned long long)shard, TRANSFER_MS);
 		return CLI_REFUSED;
 	}
@@ -431,7 +435,8 @@ static int shard_transfer(struct cli *cli, uint64_t shard, const char *to)
 	/* Who is not the owner says who is. */
 	if (owner == all.n)
 		owner = 0;
-	cli_ask_one(&all, owner, "transfer", (struct pack_bytes){ two.p, two.n });
+	cli_ask_one(&all, owner, "transfer",
+		    (struct pack_bytes){ two.p, two.n });
 	code = all.told[owner].code == HOLDFAST_OK
 		       ? transfer_wait(&all, show, owner, shard)
 		       : told_error(&all.told[owner], "shard transfer");
@@ -481,7 +486,8 @@ const struct cli_command cli_shard_command = {
 	"shard ls\n"
 	"shard show N\n"
 	"shard transfer N [--to NODE]\n",
-	"Every endpoint of --config is asked what it knows; `show' says it node "
+	"Every endpoint of --config is asked what it knows; `show' says it "
+	"node "
 	"by\nnode. `transfer' needs the right admin and waits until another "
 	"node owns the\nshard; calls to it go on.\n",
 	shard_command,

@@ -9,7 +9,7 @@
 
 #define SHARDS_MAX  64u
 #define DAY_MS      86400000u
-#define CERT_DAYS   30u  /* Fewer left: worth a colour. */
+#define CERT_DAYS   30u /* Fewer left: worth a colour. */
 #define LAG_ENTRIES 1000u
 #define DISK_SHARE  10u /* Less than so many percent free: the same. */
 
@@ -80,7 +80,8 @@ static void text_of(struct pack_bytes map, const char *key, char *out,
 	(void)snprintf(out, cap, "%.*s", (int)b.n, (const char *)b.p);
 }
 
-/* ------------------------------------------------------------- gathering --- */
+/* ------------------------------------------------------------- gathering ---
+ */
 
 static void row_take(struct row *row, struct pack_bytes map)
 {
@@ -90,8 +91,8 @@ static void row_take(struct row *row, struct pack_bytes map)
 
 	text_of(map, "role", role, sizeof(role));
 	owns = strcmp(role, "owner") == 0;
-	if (row->known && (term < row->term ||
-			   (term == row->term && (row->owned || !owns))))
+	if (row->known &&
+	    (term < row->term || (term == row->term && (row->owned || !owns))))
 		return;
 	row->known = true;
 	row->owned = owns;
@@ -145,7 +146,8 @@ static void rows_gather(struct screen *s)
 	}
 }
 
-/* --------------------------------------------------------------- showing --- */
+/* --------------------------------------------------------------- showing ---
+ */
 
 static uint32_t shards_of(const struct screen *s, const char *node)
 {
@@ -168,8 +170,8 @@ static void cell_certificate(const struct screen *s, struct pack_bytes v)
 		(void)snprintf(text, sizeof(text), "%llu d",
 			       (unsigned long long)days);
 	cell(s,
-	     end == 0		? PLAIN
-	     : days == 0	? BAD
+	     end == 0           ? PLAIN
+	     : days == 0        ? BAD
 	     : days < CERT_DAYS ? WARN
 				: PLAIN,
 	     text, 7);
@@ -185,8 +187,7 @@ static void cell_disk(const struct screen *s, struct pack_bytes v)
 		left = number(disk, "free_bytes");
 		size = number(disk, "size_bytes");
 	}
-	cell(s,
-	     size > 0 && left / (size / 100 + 1) < DISK_SHARE ? WARN : PLAIN,
+	cell(s, size > 0 && left / (size / 100 + 1) < DISK_SHARE ? WARN : PLAIN,
 	     size > 0 ? out_bytes(left) : "-", 11);
 }
 
@@ -349,7 +350,8 @@ static void screen_show(const struct screen *s)
 	troubles_show(s);
 }
 
-/* ------------------------------------------------------------------ JSON --- */
+/* ------------------------------------------------------------------ JSON ---
+ */
 
 static void put_text(struct pack_w *w, const char *key, const char *text)
 {
@@ -408,7 +410,8 @@ static void screen_json(const struct screen *s)
 	pack_w_release(&w);
 }
 
-/* -------------------------------------------------------------- one node --- */
+/* -------------------------------------------------------------- one node ---
+ */
 
 static void line_number(struct pack_bytes map, const char *key,
 			const char *label)
@@ -510,7 +513,8 @@ const struct cli_command cli_status_command = {
 	"status",
 	"Shows the nodes, who owns which shard, and what is wrong",
 	"status\n",
-	"Every endpoint of --config is asked; a --socket is one node, with more "
+	"Every endpoint of --config is asked; a --socket is one node, with "
+	"more "
 	"detail.\n"
 	"sync   what a sync of the log takes, on average and at most\n"
 	"cert   days left of the node's certificate\n"

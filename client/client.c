@@ -94,8 +94,8 @@ struct holdfast {
 	LIST_HEAD(, pending) pending;
 	bool own_loop;
 	bool closing;
-	bool lost;     /* Told so since a connection last stood. */
-	bool was_open; /* What the state callback was told last. */
+	bool lost;       /* Told so since a connection last stood. */
+	bool was_open;   /* What the state callback was told last. */
 	uint32_t failed; /* Links that could not be made since then. */
 	enum rc lost_rc;
 	uint32_t open_handles;
@@ -861,7 +861,8 @@ static void conn_connected(struct conn *c)
 	if (getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &n) != 0)
 		error = errno;
 	if (error != 0) {
-		client_lost(c->h, c->link, RC_IO, "cannot connect to %.160s: %s",
+		client_lost(c->h, c->link, RC_IO,
+			    "cannot connect to %.160s: %s",
 			    place_of(c->h, c->link), strerror(error));
 		return;
 	}
@@ -939,10 +940,12 @@ static void conn_socket(struct conn *c, const struct sockaddr *addr,
 			    "cannot watch the connection");
 		return;
 	}
-	if (tcp)
+	if (tcp) {
+		tls_keep(c->tls);
 		c->state = CONN_CONNECTING;
-	else
+	} else {
 		conn_opened(c);
+	}
 }
 
 /* One address after the other, from try to try. */
@@ -964,12 +967,12 @@ static void conn_resolved(uv_getaddrinfo_t *resolve, int status,
 	}
 	for (a = list; a != NULL; a = a->ai_next)
 		n++;
-	if (status != 0 || n == 0) {
+	if (status != 0 || list == NULL) {
 		client_lost(h, c->link, RC_IO, "cannot find %.160s: %s",
 			    place_of(h, c->link), uv_strerror(status));
 	} else {
 		n = h->attempts[c->link]++ % n;
-		for (a = list; n > 0; n--)
+		for (a = list; n > 0 && a->ai_next != NULL; n--)
 			a = a->ai_next;
 		conn_socket(c, a->ai_addr, a->ai_addrlen);
 	}
@@ -1190,11 +1193,10 @@ static int socket_add(struct holdfast *h, const char *path, struct detail *why)
 	char text[PLACE_BYTES];
 
 	if (path[0] == '\0' || strlen(path) + 3 > sizeof(text))
-		return (int)detail_set(why, RC_INVALID, "socket",
-				       "the path of a socket has 1 to %zu bytes",
-				       sizeof(((struct sockaddr_un *)0)
-						      ->sun_path) -
-					       1);
+		return (int)detail_set(
+			why, RC_INVALID, "socket",
+			"the path of a socket has 1 to %zu bytes",
+			sizeof(((struct sockaddr_un *)0)->sun_path) - 1);
 	(void)snprintf(text, sizeof(text), "%s%s",
 		       strchr(path, '/') != NULL ? "" : "./", path);
 	return place_add(h, text, "", why);

@@ -156,10 +156,10 @@ struct holdfast_options {
 	/* 1: these servers alone, not the members that they name. */
 	int only;
 };
-#define HOLDFAST_OPTIONS                                                  \
-	{                                                                 \
-		sizeof(struct holdfast_options), NULL, 0, 0, NULL, NULL,  \
-			NULL, NULL, 0, NULL, NULL, NULL, 0                \
+#define HOLDFAST_OPTIONS                                                       \
+	{                                                                      \
+		sizeof(struct holdfast_options), NULL, 0, 0, NULL, NULL, NULL, \
+			NULL, 0, NULL, NULL, NULL, 0                           \
 	}
 
 /*
@@ -238,8 +238,8 @@ HOLDFAST_API int holdfast_args_raw(struct holdfast_args *a, const char *key,
 /* Bits of holdfast_request.flags. */
 #define HOLDFAST_META 1u /* Ask for shard, term and index. */
 #define HOLDFAST_ONCE 2u /* Never send it a second time. */
-#define HOLDFAST_REDIRECT                               \
-	4u /* Never let a node pass it on: with one     \
+#define HOLDFAST_REDIRECT                           \
+	4u /* Never let a node pass it on: with one \
 	    * server the answer is HOLDFAST_NOT_OWNER. */
 
 /* Begin with HOLDFAST_CALL or HOLDFAST_RPC. */

@@ -66,8 +66,8 @@ static bool quoted_next(struct parser *p, char quote, char *c, bool *closed)
 	if (p->at == p->end)
 		return false;
 	*c = *p->at++;
-	if (*c == quote && (quote == '"' || p->at == p->end ||
-			    *p->at != quote)) {
+	if (*c == quote &&
+	    (quote == '"' || p->at == p->end || *p->at != quote)) {
 		*closed = true;
 		return false;
 	}
@@ -224,8 +224,7 @@ static bool pair(struct parser *p, bool flow)
 	char text[PROFILE_TEXT_BYTES_MAX];
 	char name[32];
 
-	if (!key(p, name, sizeof(name)) ||
-	    !scalar(p, flow, text, sizeof(text)))
+	if (!key(p, name, sizeof(name)) || !scalar(p, flow, text, sizeof(text)))
 		return false;
 	return p->section == SECTION_ENDPOINTS ? endpoint_pair(p, name, text)
 					       : tls_pair(p, name, text);
@@ -338,8 +337,8 @@ static enum rc profile_whole(const struct profile *out, const char *path,
 	if (out->endpoints_n == 0)
 		return detail_set(why, RC_INVALID, NULL,
 				  "%s names no endpoints", path);
-	if (tls && (out->ca[0] == '\0' || out->cert[0] == '\0' ||
-		    out->key[0] == '\0'))
+	if (tls &&
+	    (out->ca[0] == '\0' || out->cert[0] == '\0' || out->key[0] == '\0'))
 		return detail_set(why, RC_INVALID, NULL,
 				  "%s: tls needs ca, cert and key", path);
 	for (i = 0; i < out->endpoints_n; i++) {

@@ -15,10 +15,11 @@
  *	  cert: client.pem
  *	  key: client.key
  *
- * Block and one-line maps, plain and quoted scalars, comments; no anchors, tags,
- * documents or folded text. `rpc` is host:port, [address]:port, or the path of
- * a Unix socket; `name` may be left out. Paths that are not absolute begin where
- * the file lies. A key that is not known, or comes twice, is an error.
+ * Block and one-line maps, plain and quoted scalars, comments; no anchors,
+ *tags, documents or folded text. `rpc` is host:port, [address]:port, or the
+ *path of a Unix socket; `name` may be left out. Paths that are not absolute
+ *begin where the file lies. A key that is not known, or comes twice, is an
+ *error.
  */
 #ifndef HOLDFAST_CLIENT_PROFILE_H
 #define HOLDFAST_CLIENT_PROFILE_H

@@ -2,12 +2,12 @@
  * routes - which node owns which object, as far as a client was told.
  *
  * One thread. Nobody but the cluster can compute the shard of an address (its
- * hash is keyed), so a client learns: from a refusal (NOT_OWNER) the shard of an
- * address and the owner of the shard, from an answer the node that owns the
- * object. A table of a fixed size has addresses, by a hash that is not theirs in
- * the cluster; what is wrong or was put out costs a refused hop, never more. A
- * move of a shard is learned once, for all of its addresses.
- * Nodes are links of a session (session.h), here numbers below ROUTES_NODES_MAX.
+ * hash is keyed), so a client learns: from a refusal (NOT_OWNER) the shard of
+ * an address and the owner of the shard, from an answer the node that owns the
+ * object. A table of a fixed size has addresses, by a hash that is not theirs
+ * in the cluster; what is wrong or was put out costs a refused hop, never more.
+ * A move of a shard is learned once, for all of its addresses. Nodes are links
+ * of a session (session.h), here numbers below ROUTES_NODES_MAX.
  */
 #ifndef HOLDFAST_CLIENT_ROUTES_H
 #define HOLDFAST_CLIENT_ROUTES_H

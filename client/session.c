@@ -68,13 +68,13 @@ static const uint8_t call_moves[] = {
 struct call {
 	enum call_state state;
 	uint32_t serial;
-	uint32_t turn;   /* Of the ids of this slot. */
-	uint32_t id;     /* SENT: of this try. */
-	uint32_t link;   /* SENT: where. */
-	uint32_t shun;   /* A link that does not own the object, plus 1. */
-	uint32_t hops;   /* From owner to owner since the last pause. */
-	uint64_t seq;    /* In the order they were started. */
-	uint64_t hash;   /* Of the address; routes.h. */
+	uint32_t turn;       /* Of the ids of this slot. */
+	uint32_t id;         /* SENT: of this try. */
+	uint32_t link;       /* SENT: where. */
+	uint32_t shun;       /* A link that does not own the object, plus 1. */
+	uint32_t hops;       /* From owner to owner since the last pause. */
+	uint64_t seq;        /* In the order they were started. */
+	uint64_t hash;       /* Of the address; routes.h. */
 	struct route *route; /* SENT: it is counted there; NULL: nowhere. */
 	uint64_t from;   /* SENT: where its frame begins among the link's. */
 	uint64_t due_ns; /* When something happens without an answer. */
@@ -1513,8 +1513,7 @@ static bool call_redirected(struct session *s, struct call *c,
 		owner = ROUTES_NONE; /* It cannot be right. */
 	routes_learn(s->routes, c->hash, shard, owner);
 	if (owner == ROUTES_NONE || c->hops == HOPS_MAX ||
-	    !call_may_repeat(s, c) ||
-	    (c->redirect && !s->link[owner].open)) {
+	    !call_may_repeat(s, c) || (c->redirect && !s->link[owner].open)) {
 		c->hops = 0;
 		return false;
 	}
@@ -1534,8 +1533,7 @@ static bool call_rerouted(struct session *s, struct call *c,
 {
 	struct route *route;
 
-	if (!session_routes(s) || !c->is_call ||
-	    e->outcome != OUTCOME_REFUSED)
+	if (!session_routes(s) || !c->is_call || e->outcome != OUTCOME_REFUSED)
 		return false;
 	if (e->code == RC_NOT_OWNER)
 		return call_redirected(s, c, e, now_ns);

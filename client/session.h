@@ -68,7 +68,7 @@
 #define SESSION_HOLD_MS           50u
 #define SESSION_NODE_BYTES_MAX    64u
 #define SESSION_RPC_BYTES_MAX     272u /* "host:port" */
-#define SESSION_PROTOCOL          1 /* Version of docs/protocol.md. */
+#define SESSION_PROTOCOL          1    /* Version of docs/protocol.md. */
 
 struct session;
 
@@ -87,7 +87,7 @@ struct session_options {
 	 * of the node. Copied; one that is too long counts as not known. */
 	const char *const *rpcs;
 	const char *const *nodes;
-	bool learn; /* Members that hello names become links too. */
+	bool learn;             /* Members that hello names become links too. */
 	uint32_t addresses_max; /* Whose owners are remembered; routes.h. */
 };
 

@@ -386,7 +386,8 @@ static enum rc file_read(const char *path, const char *field, bool secret,
 	ssize_t got = 0;
 	size_t at = 0;
 	enum rc rc;
-	int fd;
+	int fd = -1;
+	int e;
 
 	rc = file_open(path, field, secret, &fd, why);
 	if (rc != RC_OK)
@@ -404,13 +405,13 @@ static enum rc file_read(const char *path, const char *field, bool secret,
 			break;
 		at += (size_t)got;
 	}
+	e = got < 0 ? errno : 0;
 	close(fd);
-	if (got < 0 || at == PEM_BYTES_MAX) {
+	if (e != 0 || at == PEM_BYTES_MAX) {
 		OPENSSL_cleanse(p, at);
 		free(p);
 		return detail_set(why, RC_INVALID, field, "cannot read %s: %s",
-				  path,
-				  got < 0 ? strerror(errno) : "too large");
+				  path, e != 0 ? strerror(e) : "too large");
 	}
 	*out = p;
 	*n = at;
@@ -424,6 +425,7 @@ static enum rc pem_open(const char *path, const char *field, bool secret,
 
 	if (rc != RC_OK)
 		return rc;
+	CHECK(*p != NULL);
 	*bio = BIO_new_mem_buf(*p, (int)*n);
 	if (*bio != NULL)
 		return RC_OK;
@@ -445,8 +447,8 @@ static enum rc load_ca(SSL_CTX *ssl, const char *path, struct detail *why)
 	X509_STORE *store = SSL_CTX_get_cert_store(ssl);
 	unsigned count = 0;
 	enum rc rc;
-	char *p;
-	size_t n;
+	char *p = NULL;
+	size_t n = 0;
 	X509 *x;
 	BIO *bio;
 
@@ -473,8 +475,8 @@ static enum rc load_ca(SSL_CTX *ssl, const char *path, struct detail *why)
 static enum rc load_cert(SSL_CTX *ssl, const char *path, struct detail *why)
 {
 	enum rc rc;
-	char *p;
-	size_t n;
+	char *p = NULL;
+	size_t n = 0;
 	X509 *x;
 	BIO *bio;
 
@@ -495,8 +497,8 @@ static enum rc load_key(SSL_CTX *ssl, const char *path, struct detail *why)
 {
 	EVP_PKEY *key;
 	enum rc rc;
-	char *p;
-	size_t n;
+	char *p = NULL;
+	size_t n = 0;
 	BIO *bio;
 
 	rc = pem_open(path, "key", true, &bio, &p, &n, why);
@@ -744,6 +746,20 @@ void tls_free(struct tls *t)
 	free(t);
 }
 
+void tls_keep(struct tls *t)
+{
+	CHECK_OBJ(t, TLS_MAGIC);
+	(void)SSL_clear_mode(t->ssl, SSL_MODE_RELEASE_BUFFERS);
+}
+
+/* SSL_get_error() wants an empty queue. To clear one that is empty walks all of
+ * its places, with each record. */
+static void errors_clear(void)
+{
+	if (ERR_peek_error() != 0)
+		ERR_clear_error();
+}
+
 /* Everything that is whole, into `plain`. */
 static enum rc open_records(struct tls *t, struct detail *why)
 {
@@ -755,7 +771,7 @@ static enum rc open_records(struct tls *t, struct detail *why)
 			t->broken = RC_NOMEM;
 			return RC_NOMEM;
 		}
-		ERR_clear_error();
+		errors_clear();
 		e = SSL_read_ex(t->ssl, t->plain.p + t->plain.n,
 				t->plain.cap - t->plain.n, &n);
 		if (e == 1) {
@@ -879,7 +895,7 @@ enum rc tls_write(struct tls *t, const void *p, size_t n)
 		return t->broken;
 	if (n == 0)
 		return RC_OK;
-	ERR_clear_error();
+	errors_clear();
 	/* Nothing can be in the way: the BIO takes all there is. */
 	if (!rekey(t, n) || SSL_write_ex(t->ssl, p, n, &done) != 1) {
 		ERR_clear_error();

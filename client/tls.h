@@ -39,6 +39,9 @@ const char *tls_context_uri(const struct tls_context *c);
 
 /* RC_NOMEM. `server`: which side of the handshake. */
 enum rc tls_new(struct tls_context *c, bool server, struct tls **out);
+/* A busy one: it keeps its 34 KiB of buffers from now on, instead of allocating
+ * them anew for each record. */
+void tls_keep(struct tls *t);
 void tls_free(struct tls *t);
 
 /* Ciphertext that was received; takes all of it. RC_OK; RC_DENIED: the other

@@ -159,31 +159,58 @@ static unsigned hosts_count(const char *hosts)
 	return n;
 }
 
+/* Below those that the kernel gives to whoever connects: one of those may be
+ * taken by then, or while a node is down. */
+#define FREE_PORT_FIRST 10240u
+#define FREE_PORT_LAST  32767u
+#define FREE_PORT_TRIES 256u
+
+static int port_try(const struct addrinfo *at, uint16_t port, int *held)
+{
+	struct sockaddr_storage a;
+	int e;
+
+	memcpy(&a, at->ai_addr, at->ai_addrlen);
+	/* Both families have the port in the same place. */
+	((struct sockaddr_in *)&a)->sin_port = htons(port);
+	*held = socket(at->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (*held < 0)
+		return errno;
+	if (bind(*held, (const struct sockaddr *)&a, at->ai_addrlen) == 0)
+		return 0;
+	e = errno;
+	close(*held);
+	*held = -1;
+	return e;
+}
+
 /* A port that nobody uses now, held by a socket until all are drawn. */
 static enum rc port_draw(const char *host, uint16_t *port, int *held,
 			 struct detail *why)
 {
 	const struct addrinfo hints = { .ai_family = AF_UNSPEC,
-					.ai_socktype = SOCK_STREAM,
-					.ai_flags = AI_PASSIVE };
-	struct sockaddr_storage at;
-	socklen_t n = sizeof(at);
+					.ai_socktype = SOCK_STREAM };
 	struct addrinfo *list = NULL;
+	unsigned tries = FREE_PORT_TRIES;
 	int e = getaddrinfo(host, "0", &hints, &list);
 
 	if (e != 0)
 		return detail_set(why, RC_INVALID, "host", "%.100s: %s", host,
 				  gai_strerror(e));
-	*held = socket(list->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	e = *held < 0 || bind(*held, list->ai_addr, list->ai_addrlen) != 0 ||
-	    getsockname(*held, (struct sockaddr *)&at, &n) != 0;
+	do {
+		uint16_t r = 0;
+
+		if (getrandom(&r, sizeof(r), 0) != (ssize_t)sizeof(r))
+			r = (uint16_t)(tries * 89u);
+		*port = (uint16_t)(FREE_PORT_FIRST +
+				   r % (FREE_PORT_LAST - FREE_PORT_FIRST + 1));
+		e = port_try(list, *port, held);
+	} while (e == EADDRINUSE && --tries > 0);
 	freeaddrinfo(list);
 	if (e != 0)
 		return detail_set(why, RC_INVALID, "host",
 				  "there is no free port on %.100s: %s", host,
-				  strerror(errno));
-	/* Both families have the port in the same place. */
-	*port = ntohs(((const struct sockaddr_in *)&at)->sin_port);
+				  strerror(e));
 	return RC_OK;
 }
 

@@ -305,8 +305,9 @@ static const char *member_name(const struct metrics *m, uint64_t id)
 
 static void page_peers(struct metrics *m, struct page *page)
 {
-	static const char *const links[LINKS] = { [LINK_RAFT] = "raft",
-						  [LINK_BULK] = "bulk" };
+	static const char *const links[LINKS] = {
+		[LINK_RAFT] = "raft", [LINK_BULK] = "bulk"
+	};
 	struct peer_stats peers[MEMBERS_MAX];
 	size_t n = peers_read(m, peers);
 	size_t i;
@@ -483,8 +484,8 @@ static void host_members(void *arg, struct pack_w *w)
 	if (n == 0)
 		member_write(m, id->node_id, id->node_name, w);
 	for (i = 0; i < n; i++)
-		member_write(m, members_at(all, i)->id, members_at(all, i)->name,
-			     w);
+		member_write(m, members_at(all, i)->id,
+			     members_at(all, i)->name, w);
 }
 
 static void status_peers(struct metrics *m, struct pack_w *w)
@@ -659,8 +660,7 @@ static struct bridge *shard_param(struct metrics *m, struct pack_r *r,
 	uint64_t shard;
 
 	if (pack_get_array(r, params) != RC_OK || *params == 0 ||
-	    pack_get_u64(r, &shard) != RC_OK ||
-	    shard >= core_shards(m->core)) {
+	    pack_get_u64(r, &shard) != RC_OK || shard >= core_shards(m->core)) {
 		detail_set(why, RC_INVALID, "shard",
 			   "the shards are numbered 0 to %u",
 			   (unsigned)core_shards(m->core) - 1);

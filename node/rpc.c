@@ -34,6 +34,8 @@
 #define REFUSED_LOG_MS   1000u
 #define FORGET_BYTES_MIN 4096u
 #define PROTOCOL_VERSION 1u
+/* So many connections at most keep buffers of TLS between records. */
+#define KEEPING_MAX 256u
 
 struct conn;
 
@@ -468,7 +470,8 @@ static void error_write(struct conn *c, uint32_t id, const struct answer *a)
 	struct frame_error e = { .code = a->rc,
 				 .outcome = a->outcome,
 				 .retry_after_ms = a->retry_after_ms,
-				 .has_shard = a->shard != UINT32_MAX,
+				 .has_shard = a->rc == RC_NOT_OWNER &&
+					      a->shard != UINT32_MAX,
 				 .shard = a->shard };
 	const char *message = a->why != NULL && a->why->text[0] != '\0'
 				      ? a->why->text
@@ -967,12 +970,19 @@ static bool conn_gone(const struct conn *c)
 	return poll(&p, 1, 0) > 0 && (p.revents & (POLLHUP | POLLERR)) != 0;
 }
 
+/* TCP says that the other side has ended, TLS that it meant to: without that it
+ * was cut off, or died. */
+static bool conn_cut(const struct conn *c)
+{
+	return c->secure && (c->shaking || !tls_ended(c->tls));
+}
+
 /* The client sends no more. */
 static void conn_eof(struct conn *c)
 {
 	c->eof = true;
 	conn_read_stop(c);
-	if (c->shaking || conn_gone(c))
+	if (conn_cut(c) || conn_gone(c))
 		conn_close(c);
 	else
 		conn_maybe_end(c);
@@ -1152,6 +1162,8 @@ static void conn_named(struct conn *c)
 	TAILQ_REMOVE(&rpc->handshakes, c, shake_link);
 	c->shaking = false;
 	rpc->stats.handshakes--;
+	if (rpc->stats.connections <= KEEPING_MAX)
+		tls_keep(c->tls);
 	snprintf(c->principal, sizeof(c->principal), "%s", uri);
 	c->caller.principal = text(c->principal);
 	if (client_uri(c->principal, rpc->cluster, &c->caller))

@@ -72,6 +72,7 @@
 #define WAL_VERSION      3007000u
 
 #define STREAM_BYTES (256u << 10)
+#define GATHER_BYTES (16u * FRAME_BYTES)
 
 _Static_assert(STREAM_BYTES % DISK_ALIGN == 0, "read past the page cache");
 _Static_assert(MARK_BYTES % DISK_ALIGN == 0, "read past the page cache");
@@ -126,12 +127,15 @@ struct db_vfs {
 	uint32_t heads_n; /* Frames whose head was written, from the first. */
 	uint32_t datas_n; /* Frames whose page was written too. */
 	uint32_t frames_cap;
+	uint64_t gather_at; /* Where what is gathered is to be written. */
+	size_t gathered;
 
 	struct mark mark;
 	unsigned mark_durable; /* The block that certainly is on the disk. */
 
 	uint8_t page[PAGE_BYTES]; /* For one page on its way. */
 	uint8_t block[MARK_BYTES];
+	uint8_t gather[GATHER_BYTES];
 };
 
 struct db_file {
@@ -511,6 +515,7 @@ static void wal_forget(struct db_vfs *v)
 	v->sealed = 0;
 	v->heads_n = 0;
 	v->datas_n = 0;
+	v->gathered = 0;
 }
 
 static uint64_t wal_bytes(const struct db_vfs *v)
@@ -530,6 +535,41 @@ static int wal_put(struct db_vfs *v, const void *p, size_t n, uint64_t off)
 			   : write_fault(v, rc, "a write to the WAL");
 }
 
+static int wal_flush(struct db_vfs *v)
+{
+	size_t n = v->gathered;
+
+	v->gathered = 0;
+	return n > 0 ? wal_put(v, v->gather, n, v->gather_at) : SQLITE_OK;
+}
+
+/* SQLite makes two writes of each frame, one behind the other, and a file
+ * system's price is by the write. The last page of a transaction takes with it
+ * what is gathered, so that a commit is out of this process when it is over. */
+static int wal_gather(struct db_vfs *v, const void *p, size_t n, uint64_t off)
+{
+	int e = SQLITE_OK;
+
+	if (v->gathered + n > GATHER_BYTES || off != v->gather_at + v->gathered)
+		e = wal_flush(v);
+	if (e != SQLITE_OK)
+		return e;
+	if (v->gathered == 0)
+		v->gather_at = off;
+	memcpy(v->gather + v->gathered, p, n);
+	v->gathered += n;
+	return SQLITE_OK;
+}
+
+/* Again: in its place, and behind what was gathered before. */
+static int wal_put_again(struct db_vfs *v, const void *p, size_t n,
+			 uint64_t off)
+{
+	int e = wal_flush(v);
+
+	return e == SQLITE_OK ? wal_put(v, p, n, off) : e;
+}
+
 static int wal_put_header(struct db_vfs *v, const uint8_t *p)
 {
 	CHECK(get32_big(p + 8) == PAGE_BYTES);
@@ -545,8 +585,12 @@ static int wal_put_header(struct db_vfs *v, const uint8_t *p)
 
 static int wal_sync(struct db_vfs *v)
 {
-	enum rc rc = disk_sync(v->wal);
+	enum rc rc;
+	int e = wal_flush(v);
 
+	if (e != SQLITE_OK)
+		return e;
+	rc = disk_sync(v->wal);
 	if (rc != RC_OK)
 		return write_fault(v, rc, "a sync of the WAL");
 	v->wal_synced = true;
@@ -572,6 +616,7 @@ static bool frames_room(struct db_vfs *v, uint32_t frame)
 
 static int wal_put_head(struct db_vfs *v, uint32_t frame, const uint8_t *p)
 {
+	bool again = frame < v->heads_n;
 	int e;
 
 	CHECK(frame <= v->heads_n);
@@ -596,7 +641,8 @@ static int wal_put_head(struct db_vfs *v, uint32_t frame, const uint8_t *p)
 	v->frames[frame].head = crc32c(0, p, FRAME_HEAD_BYTES);
 	if (frame == v->heads_n)
 		v->heads_n++;
-	e = wal_put(v, p, FRAME_HEAD_BYTES, frame_at(frame));
+	e = again ? wal_put_again(v, p, FRAME_HEAD_BYTES, frame_at(frame))
+		  : wal_gather(v, p, FRAME_HEAD_BYTES, frame_at(frame));
 	if (e == SQLITE_OK && get32_big(p + 4) != 0) {
 		v->committed = frame + 1;
 		memcpy(v->sum, p + 16, sizeof(v->sum));
@@ -606,12 +652,18 @@ static int wal_put_head(struct db_vfs *v, uint32_t frame, const uint8_t *p)
 
 static int wal_put_data(struct db_vfs *v, uint32_t frame, const uint8_t *p)
 {
+	uint64_t off = frame_at(frame) + FRAME_HEAD_BYTES;
+	bool again = frame < v->datas_n;
+	int e;
+
 	CHECK(frame < v->heads_n);
 	CHECK(frame <= v->datas_n);
 	v->frames[frame].data = crc32c(0, p, PAGE_BYTES);
-	if (frame == v->datas_n)
-		v->datas_n++;
-	return wal_put(v, p, PAGE_BYTES, frame_at(frame) + FRAME_HEAD_BYTES);
+	if (again)
+		return wal_put_again(v, p, PAGE_BYTES, off);
+	v->datas_n++;
+	e = wal_gather(v, p, PAGE_BYTES, off);
+	return e == SQLITE_OK && frame + 1 == v->committed ? wal_flush(v) : e;
 }
 
 /* One piece of the WAL (its header, a frame's head, a frame's page), whole. */
@@ -619,8 +671,12 @@ static int wal_get(struct db_vfs *v, uint8_t *p, size_t n, uint64_t off,
 		   uint32_t crc)
 {
 	size_t got = 0;
-	enum rc rc = disk_read(v->wal, p, n, off, &got);
+	enum rc rc;
+	int e = wal_flush(v);
 
+	if (e != SQLITE_OK)
+		return e;
+	rc = disk_read(v->wal, p, n, off, &got);
 	if (rc != RC_OK || got != n)
 		return fault(v, RC_CORRUPT, "%s-wal cannot be read at %" PRIu64,
 			     v->file, off);
@@ -1503,6 +1559,8 @@ static enum rc open_wal(struct db_vfs *v, const char *name, struct detail *why)
 	if (rc != RC_OK)
 		return rc;
 	/* A mark may soon ask for the frames in it. */
+	if (MUTANT(stage_no_dir_sync))
+		return RC_OK;
 	return disk_sync_dir(v->disk, DB_DIR);
 }
 
@@ -1631,6 +1689,9 @@ enum rc db_vfs_open(struct disk *disk, uint32_t shard, uint64_t generation,
 	rc = open_files(v, why);
 	if (rc != RC_OK)
 		goto fail;
+	/* Its counts of bytes cost a process-wide lock at each allocation, and
+	 * nobody reads them. Refused once SQLite runs, as it does then. */
+	(void)sqlite3_config(SQLITE_CONFIG_MEMSTATUS, 0);
 	(void)snprintf(v->name, sizeof(v->name), "holdfast-%p", (void *)v);
 	v->vfs = vfs_pattern;
 	v->vfs.zName = v->name;
@@ -1975,7 +2036,7 @@ enum rc db_vfs_stage_end(struct db_vfs_stage *st, uint64_t bytes,
 		return stage_failed(st, rc, "a sync", why);
 	file_name(mark, v->shard, v->generation, FILE_MARK);
 	rc = create_mark(v, mark, why);
-	if (rc == RC_OK)
+	if (rc == RC_OK && !MUTANT(stage_no_dir_sync))
 		rc = disk_sync_dir(v->disk, DB_DIR);
 	return rc == RC_OK ? rc : stage_failed(st, rc, "the mark", why);
 }

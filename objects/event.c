@@ -823,7 +823,8 @@ static enum rc write_row(struct event *ev, struct pack_w *w,
 {
 	struct unit_row row = { .kind = (enum row_kind)s->kind, .key = s->key };
 
-	if (!s->deleted) {
+	if (!s->deleted &&
+	    !(MUTANT(idem_unreplicated) && s->kind == ROW_IDEM)) {
 		row.value = sealed(ev, s->kind, s->key, s->value);
 		if (row.value.p == NULL)
 			return RC_NOMEM;
@@ -946,8 +947,10 @@ static void bring_in_all(struct event *ev, uint64_t mark)
 			sweep_expects(ev->space->sweep, s->expires_ns);
 	}
 	o->memory_rows = (uint32_t)((int64_t)o->memory_rows + st->memory_rows);
-	if (memory)
+	if (memory) {
+		ev->touched = true;
 		drop_full(o, 1 + 2 * st->memory_rows, ev->now_ns);
+	}
 }
 
 static void become(struct object *o, const struct after *a)

@@ -371,6 +371,8 @@ enum idem_look idem_look(struct event *ev, struct event **runner)
 		return IDEM_LOAD;
 	found = rows_find(&ev->object->rows, ROW_IDEM, hash_key(ev->idem_key),
 			  &r) == ROWS_FOUND;
+	if (MUTANT(idem_late) && found && r->mark > ev->space->gate.committed)
+		return IDEM_NEW;
 	if (!found || record_expired(ev, r))
 		return look_new(ev, found);
 	return look_record(ev, r);

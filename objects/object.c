@@ -650,7 +650,7 @@ static struct object *object_get(struct space *s, const struct event *ev)
 	uint64_t hash = crypto_siphash(s->res->hash_key, ev->oid.b, OID_BYTES);
 	struct object *o = object_find(s, &ev->oid, hash);
 
-	if (o == NULL)
+	if (o == NULL || (MUTANT(second_instance) && o->loading != NULL))
 		return object_new(s, ev, hash);
 	object_touch(o);
 	return o;
@@ -796,6 +796,7 @@ static void event_init(struct space *s, struct event *ev)
 	ev->term = s->epoch;
 	ev->retry_after_ms = -1;
 	ev->wrote = false;
+	ev->touched = false;
 	ev->dirty = false;
 	ev->lagging = false;
 	ev->suspending = false;
@@ -877,6 +878,8 @@ static void event_to_gate(struct event *ev, const struct object *o)
 	event_hold_result(ev, ev->result.n);
 	ev->any_mark = o->any_mark;
 	ev->need_mark = committed ? o->any_mark : o->strong_mark;
+	if (MUTANT(gate_own_only))
+		ev->need_mark = committed ? ev->own_mark : 0;
 	ev->need_proof = 0;
 	ev->lagging = !committed;
 	if (ev->ticked) {
@@ -1154,7 +1157,7 @@ static void event_run(struct object *o, struct event *ev)
 		return;
 	}
 	if (ev->space->res->held > RESULTS_BYTES_MAX && !ev->suspended &&
-	    (ev->flags & EVENT_INTERNAL) == 0) {
+	    (ev->flags & EVENT_INTERNAL) == 0 && !MUTANT(held_unbounded)) {
 		event_detach(ev);
 		event_refuse(ev, RC_OVERLOADED, NULL,
 			     "too many answers wait to leave");
@@ -1442,6 +1445,7 @@ static void event_promote(struct event *ev, enum event_state state)
 	heir->loads = ev->loads;
 	heir->durability_now = ev->durability_now;
 	heir->wrote = ev->wrote;
+	heir->touched = ev->touched;
 	heir->dirty = ev->dirty;
 	heir->suspending = ev->suspending;
 	heir->recorded = ev->recorded;
@@ -1464,8 +1468,9 @@ void event_cancel(struct event *ev, enum rc rc)
 	PRE(rc == RC_CANCELLED || rc == RC_DEADLINE);
 	if (!event_take_out(ev))
 		return;
-	/* The one it joined may have done it under its key. */
-	if (state == EVENT_JOINED)
+	/* The one it joined may have done it under its key; what it did in
+	 * memory stays done while this owner is there. */
+	if (state == EVENT_JOINED || ev->touched)
 		ev->wrote = true;
 	if (!LIST_EMPTY(&ev->joined)) {
 		event_promote(ev, state);
@@ -1536,7 +1541,7 @@ void space_lead(struct space *s, uint64_t epoch, uint64_t stamp_ns)
 	CHECK_OBJ(s, SPACE_MAGIC);
 	PRE(!s->leading);
 	PRE(epoch > 0);
-	CHECK(s->objects.n == 0);
+	CHECK(s->objects.n == 0 || MUTANT(instance_kept));
 	s->leading = true;
 	s->epoch = epoch;
 	s->lead_ns = stamp_ns;
@@ -1558,6 +1563,14 @@ static void lost_event(struct event *ev)
 	event_abort(ev, RC_NOT_OWNER, abort_text(RC_NOT_OWNER, ev->wrote));
 }
 
+static void lost_at_gate(struct event *ev)
+{
+	if (MUTANT(lost_released) && !ev->suspending)
+		event_passed(ev);
+	else
+		lost_event(ev);
+}
+
 /* What has passed may leave: it was committed and proved. Not so who was about
  * to call, and what would have been lost with an owner's last moments. */
 static void lost_passed(struct space *s)
@@ -1570,7 +1583,7 @@ static void lost_passed(struct space *s)
 	while ((ev = TAILQ_FIRST(&list)) != NULL) {
 		TAILQ_REMOVE(&list, ev, link);
 		if (ev->suspending || ev->lagging)
-			lost_event(ev);
+			lost_at_gate(ev);
 		else
 			event_passed(ev);
 	}
@@ -1590,6 +1603,13 @@ static void lost_object(void *arg, struct hnode *node)
 		TAILQ_REMOVE(&o->resumed, ev, link);
 		lost_event(ev);
 	}
+	if (MUTANT(instance_kept) && o->loading == NULL) {
+		o->any_mark = 0;
+		o->strong_mark = 0;
+		o->gone_mark = 0;
+		o->trim_mark = 0;
+		return;
+	}
 	object_free(o);
 }
 
@@ -1605,7 +1625,7 @@ void space_lost(struct space *s, uint64_t epoch)
 	settle_lost(s->settle);
 	env_timer_stop(&s->timer);
 	lost_passed(s);
-	gate_drain(&s->gate, lost_event);
+	gate_drain(&s->gate, lost_at_gate);
 	while ((ev = TAILQ_FIRST(&s->calling)) != NULL) {
 		TAILQ_REMOVE(&s->calling, ev, link);
 		s->host->ops->call_drop(s->host, ev);
@@ -1667,6 +1687,8 @@ void space_free(struct space *s)
 	CHECK(LIST_EMPTY(&s->loads));
 	CHECK(sweep_idle(s->sweep));
 	CHECK(settle_idle(s->settle));
+	if (MUTANT(instance_kept))
+		htab_each(&s->objects, discard_object, NULL);
 	gate_release(&s->gate);
 	space_release(s);
 }

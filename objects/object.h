@@ -131,10 +131,11 @@ struct event {
 	uint16_t loads;
 	uint8_t state;
 	uint8_t durability_now;
-	bool wrote;      /* Something of it is proposed or has left. */
-	bool dirty;      /* More of it than its key's record. */
-	bool ticked;     /* It was shown an expiry between F and now. */
-	bool lagging;    /* Its gate is that of `lagged` and `memory`. */
+	bool wrote;   /* Something of it is proposed or has left. */
+	bool touched; /* It changed rows in memory, which go with the owner. */
+	bool dirty;   /* More of it than its key's record. */
+	bool ticked;  /* It was shown an expiry between F and now. */
+	bool lagging; /* Its gate is that of `lagged` and `memory`. */
 	bool suspending; /* The gate is before its nested call. */
 	bool unrecorded;
 	bool suspended; /* It was, and counts at its object. */

@@ -314,6 +314,8 @@ static void change_unit(struct gen *g, struct unit_r *u)
 	change_head(g, c, u);
 	while (u->rows > 0) {
 		CHECK(unit_next(u, &r) == RC_OK);
+		if (MUTANT(idem_unstored) && r.kind == ROW_IDEM)
+			continue;
 		change_row(g, c, &r);
 	}
 }
@@ -678,6 +680,11 @@ static enum rc flush_begin(struct storage *s)
 	CHECK(i == f->n);
 	qsort(f->changes, f->n, sizeof(struct change *), by_oid);
 	rc = db_begin(s->db);
+	if (MUTANT(applied_apart) && rc == RC_OK) {
+		rc = db_commit(s->db, &s->old->meta);
+		if (rc == RC_OK)
+			rc = db_begin(s->db);
+	}
 	f->begun = rc == RC_OK;
 	return rc;
 }

@@ -77,9 +77,9 @@ struct app_ops {
 	void (*export_read)(struct app *a, uint64_t offset, uint32_t bytes);
 	void (*export_end)(struct app *a);
 	/* stage: a state file of a new generation comes in, in order of its
-	 * bytes, which are copied. Each piece: shard_staged. The end, when all bytes are there:
-	 * synced, its directory too, every page and the hashes verified:
-	 * shard_stage_done. stage_drop (not answered): delete it. */
+	 * bytes, which are copied. Each piece: shard_staged. The end, when all
+	 * bytes are there: synced, its directory too, every page and the hashes
+	 * verified: shard_stage_done. stage_drop (not answered): delete it. */
 	void (*stage_begin)(struct app *a, const struct snapshot *s);
 	void (*stage_write)(struct app *a, uint64_t offset, const void *p,
 			    uint32_t n);

@@ -417,7 +417,10 @@ static enum rc open_segment(struct writer *w, struct log_segment *g,
 	if (g->file != NULL)
 		return RC_OK;
 	segment_name(name, g->slot);
-	return disk_open(w->disk, name, flags, &g->file, why);
+	/* What is written is synced at once and not read again before the next
+	 * start, so the page cache would only be a copy and a walk over dirty
+	 * pages: a fifth of the CPU of a sync. */
+	return disk_open(w->disk, name, flags | DISK_DIRECT, &g->file, why);
 }
 
 static void forget_segment(struct writer *w, struct log_segment *g)
@@ -446,7 +449,7 @@ static enum rc create_abandon(struct writer *w, enum rc rc, struct detail *why)
 	struct creating *c = &w->creating;
 
 	rc = writer_why(c->seg, rc, "make", why);
-	if (rc != RC_NO_SPACE)
+	if (rc != RC_NO_SPACE || MUTANT(no_space_is_fatal))
 		return rc;
 	forget_segment(w, c->seg);
 	c->seg = NULL;
@@ -741,6 +744,8 @@ static enum rc write_batch(struct writer *w, const struct buffer *b, size_t pos,
 	rc = disk_write(w->head->file, w->out, h.bytes, w->offset);
 	if (rc == RC_OK)
 		rc = sync_batch(w);
+	if (MUTANT(failure_forgiven))
+		rc = RC_OK;
 	if (rc != RC_OK)
 		return writer_why(w->head, rc, "write to", why);
 	for (p = pos; p < end; p = next) {
@@ -816,7 +821,7 @@ static void batch_run(struct env_job *job)
 		res->stalled = true;
 		res->why = (struct detail){ .text = "" };
 	}
-	w->failed = res->rc != RC_OK;
+	w->failed = res->rc != RC_OK && !MUTANT(failure_forgiven);
 	took = env_now_ns(log->env) - begun;
 	w->stats.sync_ns_sum += took;
 	if (took > w->stats.sync_ns_max)
@@ -1103,7 +1108,7 @@ static void stop(struct log *log, const char *why)
 
 static bool failed(struct log *log, const struct result *res)
 {
-	if (res->rc == RC_OK)
+	if (res->rc == RC_OK || MUTANT(failure_forgiven))
 		return false;
 	stop(log, res->why.text[0] != '\0' ? res->why.text : rc_text(res->rc));
 	return true;

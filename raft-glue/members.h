@@ -75,7 +75,8 @@ enum rc members_check(const struct members *m, uint64_t node_id,
 bool members_current(const struct members *m, const struct greeting *g);
 /* Keep its (boot, nonce), synced on the storage worker; `done` comes on the
  * loop, at once in this turn's tasks when it is no news. A failed write is
- * fail-stop. Only after members_check said RC_OK. */
+ * fail-stop. Only after members_check said RC_OK. Once members_close was called
+ * nothing is noted any more, and `done` never comes: this node is ending. */
 void members_note(struct members *m, const struct greeting *g,
 		  void (*done)(void *arg, uint64_t node_id), void *arg);
 /* The member came back with an empty disk (`holdfast node reset`) and the

@@ -217,6 +217,8 @@ static enum rc reserve(struct recovered_shard *s, size_t n)
 /* Entries at and above `index` are void. */
 static void cut(struct recovered_shard *s, uint64_t index)
 {
+	if (MUTANT(overwritten_stays))
+		return;
 	if (index <= s->floor)
 		s->n = 0;
 	else if (index - s->floor - 1 < s->n)

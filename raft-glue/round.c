@@ -29,6 +29,8 @@
 
 /* When what was asked and not answered is asked again. */
 #define AGAIN_MS 50u
+/* So long a round waits for the one before it. */
+#define HOLD_MS 2u
 /* Rounds older than that which are kept for a late answer. */
 #define LATE_MAX 8u
 
@@ -64,6 +66,7 @@ struct rounds {
 	struct transport_sink sink;
 	struct env_task task;
 	struct env_timer timer;
+	struct env_timer hold;
 	struct round_list asked; /* Since the last round began. */
 	struct round_list lone;  /* Of the round that completes. */
 	/* Questions that a round has taken up, in the order of its number, and
@@ -77,7 +80,7 @@ struct rounds {
 	size_t flying_n;
 	uint64_t number; /* Of the newest round. */
 	uint64_t begun;
-	unsigned busy;   /* Callbacks are on the stack. */
+	unsigned busy; /* Callbacks are on the stack. */
 	bool freed;
 	struct flight flights[ROUNDS_MAX];
 };
@@ -153,8 +156,8 @@ static void flight_release(struct rounds *r, struct flight *f)
 	TAILQ_REMOVE(&r->flying, f, link);
 	TAILQ_INSERT_HEAD(&r->idle, f, link);
 	r->flying_n--;
-	/* Somebody may wait for the room. */
-	if (r->flying_n == ROUNDS_MAX - 1 && !STAILQ_EMPTY(&r->asked))
+	/* Somebody may wait for it. */
+	if (!STAILQ_EMPTY(&r->asked))
 		env_post(r->env, &r->task);
 }
 
@@ -344,11 +347,30 @@ static void asked_take(struct rounds *r, struct flight *f)
 			flight_add(r, f, s, STAILQ_FIRST(&r->open[s])->term);
 }
 
+/*
+ * What is asked while a young round is under way waits for its end, and shares
+ * the next: a round costs four frames, whatever is in it. Nobody waits for one
+ * that is late.
+ */
+static bool round_held(struct rounds *r, uint64_t now_ns)
+{
+	const struct flight *f = TAILQ_LAST(&r->flying, flights);
+
+	if (f == NULL || r->again != 0 ||
+	    now_ns - f->begun_ns >= HOLD_MS * UINT64_C(1000000))
+		return false;
+	if (!r->hold.running)
+		env_timer_start(&r->hold, f->begun_ns / 1000000u + HOLD_MS + 1);
+	return true;
+}
+
 static void round_begin(struct rounds *r, uint64_t now_ns)
 {
 	struct flight *f;
 
 	if (STAILQ_EMPTY(&r->asked) && r->again == 0)
+		return;
+	if (round_held(r, now_ns))
 		return;
 	if (!room_make(r, now_ns))
 		return;
@@ -441,6 +463,14 @@ static void rounds_timer(struct env_timer *t)
 		env_post(r->env, &r->task);
 	else
 		again_timer_start(r);
+}
+
+static void rounds_held(struct env_timer *t)
+{
+	struct rounds *r = CONTAINER_OF(t, struct rounds, hold);
+
+	if (!STAILQ_EMPTY(&r->asked))
+		env_post(r->env, &r->task);
 }
 
 enum rc round_start(struct rounds *r, struct round *req, struct shard *shard,
@@ -632,6 +662,7 @@ enum rc rounds_new(struct env *env, struct transport *t,
 	r->task.cb = rounds_task;
 	r->task.phase = ENV_PHASE_ROUND;
 	env_timer_init(&r->timer, env, rounds_timer);
+	env_timer_init(&r->hold, env, rounds_held);
 	STAILQ_INIT(&r->asked);
 	STAILQ_INIT(&r->lone);
 	for (i = 0; i < SHARDS_MAX; i++)
@@ -686,6 +717,7 @@ void rounds_free(struct rounds *r)
 	PRE(!r->freed);
 	r->freed = true;
 	env_timer_stop(&r->timer);
+	env_timer_stop(&r->hold);
 	if (r->t != NULL)
 		transport_listen(r->t, CHANNEL_ROUND, 0, NULL);
 	r->busy++;

@@ -3,12 +3,13 @@
  *
  * What an event says may leave once a majority has confirmed, in a round that
  * began after the event, that this node still leads the shard in the same term
- * (DESIGN D7). One round per loop turn serves all shards: one record to each
- * peer. It has a number of its own, so that the answer to an older one never
- * confirms what was asked later; a question without an answer is asked again
- * under a new number. A lone voter is its own majority: its round begins and
- * completes in ENV_PHASE_ROUND of the turn.
- * Loop thread. Used by node/core/bridge.c.
+ * (DESIGN D7). One round serves all shards: one record to each peer. What is
+ * asked in a turn, or while a round is under way that is less than 2 ms old,
+ * shares the next. A round has a number of its own, so that the answer to an
+ * older one never confirms what was asked later; a question without an answer
+ * is asked again under a new number. A lone voter is its own majority: its
+ * round begins and completes in ENV_PHASE_ROUND of the turn. Loop thread. Used
+ * by node/core/bridge.c.
  */
 #ifndef HOLDFAST_RAFT_GLUE_ROUND_H
 #define HOLDFAST_RAFT_GLUE_ROUND_H

@@ -108,6 +108,7 @@ struct shard_other {
 	uint64_t wants_index;
 	/* What it told us, who have lost our ballot. */
 	bool told;
+	bool told_lost; /* It has lost its own. */
 	uint64_t told_term;
 };
 
@@ -146,6 +147,7 @@ struct shard {
 	uint64_t durable_ticket; /* The last one that it reported. */
 	uint64_t vote_ticket;    /* The same of ballots. */
 	uint64_t voted_ticket;
+	uint64_t voted_ms; /* When a ballot became durable last. */
 	STAILQ_HEAD(, held) held;
 	size_t held_bytes;
 	struct pack_w out;
@@ -611,7 +613,7 @@ static void shard_forget(struct shard *s, uint64_t index)
 	entries_drop(&s->tail, step_first(s->step) - 1);
 }
 
-/* The lowest index that a voter who answers has, and what a stream needs. */
+/* The lowest index that a voter who answers has, or a stream contains. */
 static uint64_t shard_needed(struct shard *s, uint64_t *bytes_max)
 {
 	uint64_t lowest = snapshots_pin(s->snapshots);
@@ -621,6 +623,8 @@ static uint64_t shard_needed(struct shard *s, uint64_t *bytes_max)
 
 	*bytes_max = lowest != UINT64_MAX ? TRAILING_STREAM_BYTES
 					  : TRAILING_LAG_BYTES;
+	if (MUTANT(trim_unpinned))
+		return UINT64_MAX;
 	if (!step_leads(s->step))
 		return lowest;
 	for (i = 0; shard_member(s, i) != 0; i++) {
@@ -662,7 +666,8 @@ static void shard_trim(struct shard *s)
 	for (; first <= upto; first++) {
 		if (upto - first < s->trailing && bytes <= TRAILING_BYTES)
 			break;
-		if (first > needed && bytes <= bytes_max)
+		/* What follows an entry is sent with its term. */
+		if (first >= needed && bytes <= bytes_max)
 			break;
 		bytes -= entries_get(&s->tail, first)->bytes;
 	}
@@ -736,6 +741,8 @@ static bool shard_apply(struct shard *s)
 	e = entries_get(&s->tail, index);
 	CHECK(e != NULL);
 	rc = shard_apply_entry(s, index, e);
+	if (rc == RC_CORRUPT && MUTANT(undigested_skipped))
+		rc = RC_OK;
 	if (rc == RC_CORRUPT) {
 		(void)snprintf(s->why, sizeof(s->why),
 			       "entry %llu cannot be digested; `holdfast log "
@@ -783,6 +790,8 @@ static bool shard_far_ahead(const struct shard *s)
 {
 	uint64_t safe = shard_apply_limit(s);
 
+	if (MUTANT(ahead_unbounded))
+		return false;
 	return s->tail.next - 1 - safe >= AHEAD_ENTRIES_MAX ||
 	       entries_above(&s->tail, safe) >= AHEAD_BYTES_MAX;
 }
@@ -809,7 +818,7 @@ static void shard_inflight(struct shard *s)
 	uint64_t held = s->tail.next - s->tail.first;
 	uint64_t n = STEP_INFLIGHT_MAX;
 
-	if (s->tail.bytes > 0)
+	if (s->tail.bytes > 0 && !MUTANT(inflight_unbounded))
 		n = min_u64(n, held * INFLIGHT_BYTES / s->tail.bytes);
 	step_inflight(s->step, n > 8 ? (uint32_t)n : 8);
 }
@@ -925,7 +934,7 @@ static bool shard_stalled(const struct shard *s)
 	struct log_stats stats;
 	uint64_t since = s->pending_ms;
 
-	if (since == 0)
+	if (since == 0 || MUTANT(disk_unwatched))
 		return false;
 	log_stats(s->log, &stats);
 	if (stats.last_sync_ms > since)
@@ -1140,7 +1149,7 @@ static void shard_ask(struct shard *s)
 			snapshots_ask(s->snapshots, id, abstains);
 }
 
-static void owner_told(struct snapshots_owner *k, uint64_t node_id,
+static void owner_told(struct snapshots_owner *k, uint64_t node_id, bool lost,
 		       uint64_t term)
 {
 	struct shard *s = shard_owner(k);
@@ -1149,6 +1158,7 @@ static void owner_told(struct snapshots_owner *k, uint64_t node_id,
 	if (o == NULL || !s->ballot_lost)
 		return;
 	o->told = true;
+	o->told_lost = lost;
 	o->told_term = term;
 	env_post(s->env, &s->rest);
 }
@@ -1215,20 +1225,25 @@ static void shard_refuse(struct shard *s)
 
 /*
  * The ballot is lost: whatever we voted, the candidate holds that term. So a
- * term above all that the others tell is one in which we have no vote. False:
- * not all have told.
+ * term above all that the others tell is one in which we have no vote. One that
+ * has lost its own ballot is no candidate any more: it only counts if it won,
+ * and then somebody of a majority, who must have told, was in that term. False:
+ * not enough have told.
  */
 static bool shard_new_term(struct shard *s, uint64_t *term)
 {
 	const struct shard_other *o;
 	uint64_t least = UINT64_MAX;
 	uint64_t most = 0;
+	uint32_t known = 0;
+	uint32_t voters = 1;
 	uint64_t id;
 	uint32_t i;
 
 	for (i = 0; (id = shard_member(s, i)) != 0; i++) {
 		if (id == s->node_id)
 			continue;
+		voters++;
 		o = shard_other(s, id);
 		if (o == NULL || !o->told) {
 			(void)snprintf(s->why, sizeof(s->why),
@@ -1237,9 +1252,19 @@ static bool shard_new_term(struct shard *s, uint64_t *term)
 				       (unsigned long long)id);
 			return false;
 		}
+		if (o->told_lost)
+			continue;
+		known++;
 		least = min_u64(least, o->told_term);
 		if (o->told_term > most)
 			most = o->told_term;
+	}
+	if (known <= voters / 2) {
+		(void)snprintf(s->why, sizeof(s->why),
+			       "its ballot is lost, and those of %u others: "
+			       "no majority can tell its term",
+			       voters - 1 - known);
+		return false;
 	}
 	if (most - least > TERM_JUMP_MAX) {
 		(void)snprintf(s->why, sizeof(s->why),
@@ -1408,8 +1433,13 @@ static void shard_begin(struct shard *s)
 	step_start(s->step, &boot);
 }
 
-/* Heartbeats of all shards of a node that leads many fall into one turn and
- * share a frame. Who must not lead lets the others stand first. */
+/*
+ * Heartbeats of all shards of a node that leads many fall into one turn and
+ * share a frame. Who must not lead lets the others stand first. A candidate
+ * whose ballot takes longer to write than its timer runs would begin one
+ * election after the other, and none would be heard of: the time of an election
+ * counts from when its questions left.
+ */
 static uint64_t shard_timeout(const struct shard *s)
 {
 	uint64_t at = step_timeout_ms(s->step);
@@ -1419,6 +1449,10 @@ static uint64_t shard_timeout(const struct shard *s)
 		return at;
 	if (step_leads(s->step))
 		return (at + grid - 1) / grid * grid;
+	if (s->vote_ticket > s->voted_ticket)
+		return STEP_NEVER;
+	if (s->voted_ms != 0 && at < s->voted_ms + s->election_ms)
+		at = s->voted_ms + s->election_ms;
 	return shard_may_lead(s) ? at : at + 2 * (uint64_t)s->election_ms;
 }
 
@@ -1580,10 +1614,11 @@ static void shard_voted(struct log_listener *l, uint64_t ticket)
 	if (ticket <= s->voted_ticket)
 		return;
 	s->voted_ticket = ticket;
-	if (s->voted_ticket >= s->vote_ticket)
-		shard_unhold(s, !shard_dead(s) && s->sm.now != SHARD_CLOSING);
-	if (s->install != INSTALL_NONE)
-		env_post(s->env, &s->turn);
+	if (ticket < s->vote_ticket)
+		return;
+	s->voted_ms = env_now_ms(s->env);
+	shard_unhold(s, !shard_dead(s) && s->sm.now != SHARD_CLOSING);
+	env_post(s->env, &s->turn);
 }
 
 static void shard_durable(struct log_listener *l, uint64_t ticket)
@@ -1899,8 +1934,11 @@ static enum rc shard_membership(struct shard *s, struct detail *why,
 			why, RC_FOREIGN, NULL,
 			"shard %u: node %llu is not among its members",
 			s->number, (unsigned long long)s->node_id);
-	for (i = 0; i < VOTERS_MAX; i++)
+	for (i = 0; i < VOTERS_MAX; i++) {
 		s->voters[i] = conf->ids[i];
+		if (conf->ids[i] != 0)
+			(void)shard_other(s, conf->ids[i]);
+	}
 	return RC_OK;
 }
 
@@ -2307,12 +2345,13 @@ void shard_stats(const struct shard *s, struct shard_stats *out)
 	out->trimmed = step_snapshot_index(s->step);
 }
 
-void shard_state_bad(struct shard *s, const char *why)
+void shard_state_lost(struct shard *s, const struct detail *why)
 {
 	CHECK_OBJ(s, SHARD_MAGIC);
 	if (s->health == SHARD_LOG_BAD || s->health == SHARD_STATE_BAD)
 		return;
-	(void)snprintf(s->why, sizeof(s->why), "its state is bad: %s", why);
+	(void)snprintf(s->why, sizeof(s->why), "its state is damaged: %.120s",
+		       why->text);
 	s->spoilt = true;
 	env_post(s->env, &s->turn);
 }

@@ -155,12 +155,13 @@ void shard_switched(struct shard *s, enum rc rc,
 		    const struct shard_state *state);
 
 /*
- * The state turned out to be bad while it was in use. With other voters the
- * shard goes on as after shard_open with state_bad: nothing is applied, the
- * leadership is handed over, a copy is asked for. Alone it is stuck. `why` is
- * copied.
+ * The app's state was found bad (RC_CORRUPT) while it was in use. With other
+ * voters the shard goes on as after shard_open with state_bad: nothing is
+ * applied any more, a leadership is given up, the state is taken anew from a
+ * leader. A lone voter is stuck. Ignored when log or state are lost already;
+ * an entry that could not be digested is put down to the state.
  */
-void shard_state_bad(struct shard *s, const char *why);
+void shard_state_lost(struct shard *s, const struct detail *why);
 
 /* The synced main state file contains everything up to `index`, which is
  * applied: trims the raft core's log, the entry cache and tells the node's log.

@@ -4,7 +4,7 @@
  *	offset
  *	0  1  kind        WANT (1), TELL (2), BEGIN (3), PIECE (4), ACK (5),
  *	                  END (6)
- *	1  1  WANT: 1 when the sender abstains (its log or ballot is lost).
+XX (its log or ballot is lost).
  *	      BEGIN: 1 when the leader has committed what it knows of without
  *	      the receiver. END: 1 the snapshot is the state now, 0 it is not
  *	      and will not be. Else 0.
@@ -40,6 +40,7 @@
 
 #include "node/base/check.h"
 #include "node/base/limits.h"
+#include "node/base/mutant.h"
 #include "node/base/sm.h"
 #include "raft-glue/le.h"
 
@@ -52,11 +53,12 @@
 
 #define WINDOW_BYTES ((uint64_t)SNAPSHOT_PIECES_MAX * SNAPSHOT_PIECE_BYTES)
 
-#define RETRY_MS   10u   /* The queue to the peer was full. */
-#define TICK_MS    500u  /* Does it move? */
-#define BACKOFF_MS 500u  /* After a stream that failed. */
-#define LINGER_MS  1000u /* What followed is kept until it was asked for. */
-#define PEERS      8u
+#define RETRY_MS       10u   /* The queue to the peer was full. */
+#define TICK_MS        500u  /* Does it move? */
+#define BACKOFF_MS     500u  /* After a stream that failed; doubled while the */
+#define BACKOFF_MS_MAX 4000u /* other refuses. */
+#define LINGER_MS      1000u /* What followed is kept until it was asked for. */
+#define PEERS          8u
 
 enum kind {
 	KIND_WANT = 1,
@@ -151,7 +153,15 @@ struct out {
 	bool reading;
 	bool blocked;
 	bool fails; /* It ends with the next task. */
+	bool refused;
 	uint64_t moved_ms;
+};
+
+/* No stream to `id` before `until_ms`. */
+struct backoff {
+	uint64_t id;
+	uint64_t until_ms;
+	uint32_t ms;
 };
 
 struct in {
@@ -185,10 +195,7 @@ struct snapshots {
 	bool closed;
 	struct out out;
 	struct in in;
-	struct {
-		uint64_t id;
-		uint64_t until_ms; /* No stream to it before. */
-	} backoff[PEERS];
+	struct backoff backoff[PEERS];
 };
 
 static enum rc snapshots_post(struct snapshots *n, uint64_t to,
@@ -236,16 +243,27 @@ static void snapshots_wake(struct snapshots *n)
 
 /* ---- out ---- */
 
-static uint64_t *out_backoff(struct snapshots *n, uint64_t id)
+static struct backoff *out_backoff(struct snapshots *n, uint64_t id)
 {
-	unsigned i = 0;
+	struct backoff *b = n->backoff;
 
-	while (i < PEERS - 1 && n->backoff[i].id != id && n->backoff[i].id != 0)
-		i++;
-	if (n->backoff[i].id != id)
-		n->backoff[i].until_ms = 0;
-	n->backoff[i].id = id;
-	return &n->backoff[i].until_ms;
+	while (b < &n->backoff[PEERS - 1] && b->id != id && b->id != 0)
+		b++;
+	if (b->id != id)
+		*b = (struct backoff){ .id = id };
+	return b;
+}
+
+static void out_failed(struct snapshots *n)
+{
+	struct backoff *b = out_backoff(n, n->out.to);
+
+	b->ms = n->out.refused ? b->ms * 2 : 0;
+	if (b->ms < BACKOFF_MS)
+		b->ms = BACKOFF_MS;
+	if (b->ms > BACKOFF_MS_MAX)
+		b->ms = BACKOFF_MS_MAX;
+	b->until_ms = env_now_ms(n->env) + b->ms;
 }
 
 static void out_moved(struct snapshots *n)
@@ -268,7 +286,9 @@ static void out_reset(struct snapshots *n)
 	free(o->conf);
 	free(o->piece);
 	sm_move(&o->sm, OUT_IDLE);
-	*o = (struct out){ .sm = o->sm };
+	*o = (struct out){ .sm = o->sm,
+			   .sent = MUTANT(stream_resumed) ? o->acked : 0,
+			   .acked = MUTANT(stream_resumed) ? o->acked : 0 };
 }
 
 /* The file may change again: its bytes are with the other. */
@@ -290,9 +310,11 @@ static void out_end(struct snapshots *n, bool ok)
 	uint64_t to = n->out.to;
 
 	out_close(n);
-	if (!ok) {
+	if (ok) {
+		out_backoff(n, to)->ms = 0;
+	} else {
 		post_short(n, to, KIND_END, 0, n->out.id, 0);
-		*out_backoff(n, to) = env_now_ms(n->env) + BACKOFF_MS;
+		out_failed(n);
 	}
 	out_reset(n);
 	n->owner->sent(n->owner, to, ok);
@@ -308,7 +330,7 @@ bool snapshots_send(struct snapshots *n, uint64_t to,
 	if (o->sm.now == OUT_LINGERING && !n->closed)
 		out_end(n, true);
 	if (n->closed || n->transport == NULL || o->sm.now != OUT_IDLE ||
-	    env_now_ms(n->env) < *out_backoff(n, to))
+	    env_now_ms(n->env) < out_backoff(n, to)->until_ms)
 		return false;
 	epoch = transport_epoch(n->transport, CHANNEL_SNAPSHOT, to);
 	if (epoch == 0)
@@ -733,6 +755,7 @@ static bool received_ack(struct snapshots *n, const uint8_t *p)
 static void received_end(struct snapshots *n, bool ok)
 {
 	if (!ok || n->out.sm.now != OUT_SENT) {
+		n->out.refused = true;
 		out_fail(n);
 		return;
 	}
@@ -785,6 +808,7 @@ static void snapshots_received(struct transport_sink *k, uint64_t node_id,
 	struct snapshots *n = CONTAINER_OF(k, struct snapshots, wire);
 	bool sane = record_sane(p, bytes);
 	uint64_t term;
+	bool lost;
 
 	(void)epoch;
 	CHECK_OBJ(n, SNAPSHOTS_MAGIC);
@@ -792,12 +816,12 @@ static void snapshots_received(struct transport_sink *k, uint64_t node_id,
 		return;
 	switch (sane ? p[0] : 0) {
 	case KIND_WANT:
-		if (n->owner->tell(n->owner, &term))
-			post_short(n, node_id, KIND_TELL, 0, term, 0);
+		lost = !n->owner->tell(n->owner, &term);
+		post_short(n, node_id, KIND_TELL, lost, lost ? 0 : term, 0);
 		n->owner->wanted(n->owner, node_id, p[1] != 0);
 		break;
 	case KIND_TELL:
-		n->owner->told(n->owner, node_id, le_get64(p + 8));
+		n->owner->told(n->owner, node_id, p[1] != 0, le_get64(p + 8));
 		break;
 	case KIND_BEGIN:
 		in_begin(n, node_id, p, bytes);

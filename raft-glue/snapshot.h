@@ -37,8 +37,9 @@ struct snapshots_owner {
 		       bool abstains);
 	/* False: our own term is not known. */
 	bool (*tell)(struct snapshots_owner *o, uint64_t *term);
-	/* What the voter that we asked told. */
-	void (*told)(struct snapshots_owner *o, uint64_t node_id,
+	/* What the voter that we asked told: its term, or that it has lost it
+	 * too. */
+	void (*told)(struct snapshots_owner *o, uint64_t node_id, bool lost,
 		     uint64_t term);
 	/* A stream begins. False: we do not want it. */
 	bool (*offered)(struct snapshots_owner *o,

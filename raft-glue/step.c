@@ -47,10 +47,12 @@ struct step {
 	bool failed;     /* Fail-stop: every event is a no-op. */
 	bool installing; /* Between sink->install and step_installed. */
 	bool unsure;     /* The term of the state at start is a guess. */
+	uint32_t heartbeat_ms;
 	struct raft raft;
 	struct env *env;
 	struct step_sink *sink;
 	uint64_t now_ms;
+	uint64_t ahead_ms; /* Of the wall clock, at start. */
 	uint64_t commit;
 	uint64_t contact_ms; /* A leader was heard of (guard B8). */
 	uint64_t heard_term; /* Of that leader. */
@@ -82,6 +84,8 @@ static uint64_t step_now(struct step *st)
 {
 	uint64_t now = env_now_ms(st->env);
 
+	if (MUTANT(time_by_wall))
+		now = env_wall_ms(st->env) - st->ahead_ms;
 	/* The core must never see time go back. */
 	if (now > st->now_ms)
 		st->now_ms = now;
@@ -266,6 +270,8 @@ enum rc step_new(const struct step_config *cfg, struct step_sink *sink,
 	st->env = cfg->env;
 	st->sink = sink;
 	st->asked_term = UINT64_MAX;
+	if (MUTANT(time_by_wall))
+		st->ahead_ms = env_wall_ms(cfg->env) - env_now_ms(cfg->env);
 	if (raft_init(&st->raft, NULL, NULL, cfg->node_id, cfg->address) != 0) {
 		free(st);
 		return RC_NOMEM;
@@ -276,7 +282,8 @@ enum rc step_new(const struct step_config *cfg, struct step_sink *sink,
 	raft_seed(&st->raft, seed);
 	raft_set_election_timeout(&st->raft, cfg->election_ms);
 	raft_set_heartbeat_timeout(&st->raft, cfg->heartbeat_ms);
-	raft_set_pre_vote(&st->raft, true);
+	st->heartbeat_ms = cfg->heartbeat_ms;
+	raft_set_pre_vote(&st->raft, !MUTANT(no_pre_vote));
 	raft_set_max_inflight_entries(&st->raft, STEP_INFLIGHT_MAX);
 	/* Then it wishes again: a stream that goes on already does not mind,
 	 * and of one that failed it may not learn in another way. */
@@ -539,7 +546,19 @@ void step_timeout(struct step *st)
 	if (st->failed)
 		return;
 	st->fired_ms = step_now(st);
+	if (MUTANT(quorum_unwatched) && step_leads(st))
+		st->raft.election_timer_start = st->fired_ms;
+	/*
+	 * A leader's timeout finds every follower silent that has not answered
+	 * since the one before, and sends it no entries until its next
+	 * heartbeat was answered. So all must be asked at each: where each had
+	 * its own heartbeat's time, the one that was not asked lately would be
+	 * found silent, and with another dead every write would wait for it.
+	 */
+	if (!MUTANT(heartbeats_apart))
+		st->raft.heartbeat_timeout = 1;
 	(void)step_event(st, &ev, "timeout");
+	st->raft.heartbeat_timeout = st->heartbeat_ms;
 }
 
 /* ---- receive ---- */
@@ -783,7 +802,8 @@ enum rc step_deliver(struct step *st, uint64_t node_id, uint64_t epoch,
 	*seen = (struct step_seen){ 0 };
 	if (rc != RC_OK)
 		return rc;
-	if (message_term(&m) > st->raft.current_term + TERM_JUMP_MAX) {
+	if (message_term(&m) > st->raft.current_term + TERM_JUMP_MAX &&
+	    !MUTANT(term_jump_taken)) {
 		seen->jumped = true;
 		codec_discard(&m);
 		return RC_OK;

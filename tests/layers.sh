@@ -33,8 +33,8 @@ layers()
 	core       node/core      raftglue,objects,base,proto  RAFT,SQLITE,BASE,PROTO
 	node       node           core,raftglue,objects,os,tls,base,proto  RAFT,SQLITE,CYAML,UV,SSL,BASE,PROTO
 	session    client/session proto                        PROTO
-	tls        client/tls     proto                        SSL,PROTO
-	client     client         session,tls,proto            UV,SSL,PROTO
+	tls        client/tls     proto                        SSL,CRYPTO,PROTO
+	client     client         session,tls,proto            UV,SSL,CRYPTO,PROTO
 	END
 }
 
@@ -105,6 +105,7 @@ exceptions()
 	base panic.o stderr the last words before abort
 	base logline.o stderr where lines go until the node names another place
 	session session.o stderr the last words before abort
+	session routes.o stderr the last words before abort
 	node ca.o ERR_clear_error,ERR_peek_last_error,ERR_reason_error_string,EVP_PKEY_Q_keygen,EVP_PKEY_free,EVP_sha256,OPENSSL_sk_num,OPENSSL_sk_push,OPENSSL_sk_value certificates are made here and nowhere else
 	tls tls.o stderr the last words before abort
 	END

@@ -7,7 +7,7 @@
 
 # use | Debian package | how to see that it is there | what it is for
 #
-#   use   build: to compile Holdfast; check: for the tests
+#   use   build: to compile Holdfast; demo: for ./demo; check: for the tests
 #   how   cmd NAME...      programs in the path
 #         pkg NAME VERSION a library, by pkg-config, at least that version
 #         hdr FILE         a header
@@ -31,6 +31,7 @@ setup_table()
 	build|libsqlite3-dev|pkg sqlite3 3.40|SQLite, the stored state of objects
 	build|libssl-dev|pkg libssl 3.0|hashes, signatures and TLS
 	build|libbsd-dev|hdr bsd/sys/tree.h|balanced trees (a header)
+	demo|python3|cmd python3|the demo's clients
 	check|clang-14|cmd clang-14 clang|the second compiler, for its warnings
 	check|clang-format-14|cmd clang-format-14 clang-format|the layout of the source
 	check|clang-tidy-14|cmd clang-tidy-14 clang-tidy|static analysis

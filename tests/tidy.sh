@@ -106,8 +106,8 @@ homes()
 	msgpack(/.*)?\.h	client/proto/pack\.c
 	sqlite3\.h	objects/(db[a-z0-9_]*\.[ch]|storage\.c)
 	sodium(/.*)?\.h	node/base/(crypto|secret)\.c
-	openssl/.*	node/base/crypto\.c|node/ca\.c|client/tls\.c|tests/lib/test_ca\.h
-	uv\.h	client/[^/]*\.[ch]|node/[^/]*\.[ch]|node/os/[^/]*\.[ch]|tests/(lib|bench|integration)/[^/]*\.[ch]
+	openssl/.*	node/base/crypto\.c|node/ca\.c|client/tls\.c|tests/lib/(test_ca|negatives)\.h
+	uv\.h	client/[^/]*\.[ch]|node/[^/]*\.[ch]|node/os/[^/]*\.[ch]|tests/(lib|bench|chaos|integration)/[^/]*\.[ch]
 	cyaml/.*	node/config\.c
 	curl/.*	node/egress/fetch\.c
 	wasm.*\.h	node/runner/engine\.c

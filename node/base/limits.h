@@ -100,7 +100,7 @@
 #define SEGMENT_BYTES_MIN (1u << 20)   /* Batches and entries are cut to fit. */
 #define LOG_BYTES_DEFAULT (1024u << 20) /* All segments of a node. */
 #define RESERVE_BYTES_DEFAULT (16u << 20) /* The disk reserve. */
-#define WINDOW_MS 150u                 /* Applied effects reach SQLite within. */
+#define WINDOW_MS 200u                 /* Applied effects reach SQLite within. */
 #define WINDOW_BYTES_MAX (32u << 20)   /* or when they are this much. */
 #define WINDOW_BEHIND_MAX 4u           /* Windows that may wait for SQLite. */
 #define STATE_PAGE_BYTES 4096u         /* SQLite page size. */
@@ -144,7 +144,8 @@ _Static_assert(ENTRY_BYTES_MAX + (1u << 20) < LINK_MESSAGE_BYTES_MAX,
 _Static_assert(TRAILING_BYTES <= TRAILING_LAG_BYTES &&
 		       TRAILING_LAG_BYTES <= TRAILING_STREAM_BYTES,
 	       "who needs more of the log gets more");
-_Static_assert(ENTRY_BYTES_MAX <= AHEAD_BYTES_MAX && ENTRY_BYTES_MAX <= INFLIGHT_BYTES,
+_Static_assert(ENTRY_BYTES_MAX <= AHEAD_BYTES_MAX &&
+		       ENTRY_BYTES_MAX <= INFLIGHT_BYTES,
 	       "an entry may always be on its way");
 _Static_assert(LINK_MESSAGE_BYTES_MAX < PEER_OUT_BYTES_MAX,
 	       "a message fits a peer's queue");

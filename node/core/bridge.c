@@ -5,6 +5,7 @@
 
 #include "node/base/check.h"
 #include "node/base/logline.h"
+#include "node/base/mutant.h"
 #include "node/core/internal.h"
 
 #define BRIDGE_MAGIC 0x42524447u
@@ -257,7 +258,8 @@ static uint64_t host_propose(struct host *h, uint64_t epoch,
 	}
 	/* Small segments have small entries, and a unit is never split: it
 	 * will not do better next time. */
-	if (unit->n + ENTRY_HEAD_BYTES > shard_entry_bytes_max(b->shard)) {
+	if (unit->n + ENTRY_HEAD_BYTES > shard_entry_bytes_max(b->shard) &&
+	    !MUTANT(unit_any_size)) {
 		*why = RC_INVALID;
 		return 0;
 	}
@@ -881,6 +883,18 @@ static void stored_checkpointed(struct storage_listener *l, uint64_t index)
 		shard_checkpointed(b->shard, index);
 }
 
+static void stored_bad(struct storage_listener *l, enum rc rc,
+		       const struct detail *why)
+{
+	struct bridge *b = CONTAINER_OF(l, struct bridge, stored);
+
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	LOG_ERROR("state_bad", F("shard", b->cfg.shard.shard),
+		  F("code", rc_name(rc)), F("why", (const char *)why->text));
+	if (b->shard != NULL)
+		shard_state_lost(b->shard, why);
+}
+
 /* Hand-overs. */
 
 static enum rc hand_move(struct bridge *b)
@@ -993,6 +1007,9 @@ enum rc bridge_open(struct core *core, struct env *env, struct disk *disk,
 	b->host.ops = &bridge_host_ops;
 	b->stored.stored = stored_stored;
 	b->stored.checkpointed = stored_checkpointed;
+	/* Alone there is nobody to take it anew from: the node stops. */
+	if (cfg->shard.voters_n > 1)
+		b->stored.bad = stored_bad;
 	b->core = core;
 	b->env = env;
 	b->cfg = *cfg;

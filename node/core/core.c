@@ -8,6 +8,7 @@
 #include "node/base/check.h"
 #include "node/base/limits.h"
 #include "node/base/logline.h"
+#include "node/base/mutant.h"
 #include "node/core/bridge.h"
 #include "node/core/forward.h"
 #include "node/core/internal.h"
@@ -26,6 +27,7 @@
 #define SPREAD_EVERY_MS 200u
 #define SPREAD_STAY_MS  5000u
 #define SPREAD_LAG_MAX  1024u
+#define SPREAD_GONE_MS  2000u
 
 /* One range of one shard's state at a time is compared with its hash: all of 16
  * shards within the hour. */
@@ -296,11 +298,12 @@ static enum rc core_open_bridge(struct core *core, uint32_t i,
 	if (rc != RC_CORRUPT || core_alone(core))
 		return rc;
 	/* Others have it: it is taken anew from a leader. */
-	LOG_ERROR("state_bad", F("shard", i), F("why", (const char *)why->text));
+	LOG_ERROR("state_bad", F("shard", i),
+		  F("why", (const char *)why->text));
 	cfg.storage.absent = true;
 	cfg.shard.state_bad = true;
-	return bridge_open(core, core->env, core->disk, &cfg,
-			   &core->bridges[i], why);
+	return bridge_open(core, core->env, core->disk, &cfg, &core->bridges[i],
+			   why);
 }
 
 static enum rc core_open_bridges(struct core *core, struct detail *why)
@@ -402,8 +405,8 @@ static enum rc core_open_log(struct core *core, struct detail *why)
 	rc = rounds_new(core->env, core->transport, core_find_shard, core,
 			&core->rounds);
 	for (i = 0; rc == RC_OK && i < core->id.shards; i++)
-		rc = bridge_attach(core->bridges[i], core->log,
-				   core->transport, core->rounds, why);
+		rc = bridge_attach(core->bridges[i], core->log, core->transport,
+				   core->rounds, why);
 	return rc;
 }
 
@@ -568,50 +571,81 @@ void core_leads(struct core *core, uint32_t shard)
 		core_tell_ready(core);
 }
 
-/* Leaderships: shard i belongs to the i-th member, round about, as far as that
- * one is there and level. */
+/* Leaderships: shard i belongs to the i-th member, round about; while that one
+ * is gone, to the next. */
 
-static bool spread_peer_fit(const struct core *core, const struct shard *s,
-			    uint64_t to, uint64_t now_ms)
+enum spread_fit { SPREAD_FIT, SPREAD_LATER, SPREAD_GONE };
+
+static enum spread_fit spread_peer(const struct core *core,
+				   const struct shard *s, uint64_t id,
+				   uint64_t now_ms)
 {
 	struct shard_view view;
 	uint32_t i;
 
 	shard_view(s, &view);
 	if (view.health != SHARD_WHOLE || view.transferee != 0)
-		return false;
+		return SPREAD_LATER;
 	for (i = 0; i < view.peers_n; i++) {
 		const struct shard_peer *p = &view.peers[i];
 
-		if (p->node_id == to)
-			return !p->streaming && !p->refused &&
-			       p->match + SPREAD_LAG_MAX >=
-				       shard_last_index(s) &&
-			       p->heard_ms + 2u * core->cfg.heartbeat_ms +
-					       50u >=
-				       now_ms;
+		if (p->node_id != id)
+			continue;
+		if (p->refused || p->heard_ms + SPREAD_GONE_MS < now_ms)
+			return SPREAD_GONE;
+		if (p->streaming ||
+		    p->match + SPREAD_LAG_MAX < shard_last_index(s) ||
+		    p->heard_ms + 2u * core->cfg.heartbeat_ms + 50u < now_ms)
+			return SPREAD_LATER;
+		return SPREAD_FIT;
 	}
-	return false;
+	return SPREAD_GONE;
+}
+
+/* Who should lead it; 0: who does. */
+static uint64_t spread_home(const struct core *core, const struct shard *s,
+			    uint32_t shard, uint64_t now_ms)
+{
+	size_t n = members_count(core->members);
+	size_t i;
+
+	for (i = 0; i < n; i++) {
+		uint64_t id = members_at(core->members, (shard + i) % n)->id;
+
+		if (id == core->id.node_id)
+			return 0;
+		switch (spread_peer(core, s, id, now_ms)) {
+		case SPREAD_FIT:
+			return id;
+		case SPREAD_LATER:
+			return 0;
+		case SPREAD_GONE:
+			break;
+		}
+	}
+	return 0;
 }
 
 static bool spread_one(struct core *core, uint32_t i, uint64_t now_ms)
 {
 	struct shard *s = bridge_shard(core->bridges[i]);
 	struct spread *sp = &core->spread[i];
-	const struct member *home =
-		members_at(core->members, i % members_count(core->members));
+	uint64_t home;
 	uint64_t term;
 
-	if (!shard_leads(s, &term) || home->id == core->id.node_id)
+	if (!shard_leads(s, &term))
 		return false;
 	if (sp->term != term) {
 		*sp = (struct spread){ term, now_ms + SPREAD_STAY_MS };
 		return false;
 	}
-	if (now_ms < sp->after_ms || !spread_peer_fit(core, s, home->id, now_ms))
+	if (now_ms < sp->after_ms)
+		return false;
+	home = spread_home(core, s, i, now_ms);
+	if (home == 0)
 		return false;
 	sp->after_ms = now_ms + SPREAD_STAY_MS;
-	return bridge_transfer(core->bridges[i], home->id) == RC_OK;
+	return bridge_transfer(core->bridges[i], home) == RC_OK;
 }
 
 static void spread_due(struct env_timer *t)
@@ -696,7 +730,8 @@ enum rc core_admit(struct core *core, uint32_t shard, struct pack_bytes tenant,
 		return detail_set(why, RC_NO_SPACE, "tenant",
 				  "tenant %s may have %" PRIu64 " bytes",
 				  u->tenant, core->cfg.tenant_bytes_max);
-	if ((objects > 0 || bytes > 0) && core->space_low)
+	if ((objects > 0 || bytes > 0) && core->space_low &&
+	    !MUTANT(reserve_unwatched))
 		return detail_set(why, RC_NO_SPACE, NULL,
 				  "the disk is down to its reserve");
 	usage_add(u, shard, objects, bytes);

@@ -49,8 +49,7 @@ void core_config_default(struct core_config *cfg);
  * this node alone.
  */
 enum rc core_format(struct disk *disk, struct env *env, struct identity *id,
-		    const struct member *members, size_t n,
-		    struct detail *why);
+		    const struct member *members, size_t n, struct detail *why);
 
 /* The same for a member whose disk was lost (`holdfast node reset`): `id` and
  * `members` are as the others know them, with its new incarnation. It knows

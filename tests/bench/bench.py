@@ -20,7 +20,7 @@ import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "lib"))
-from hf import Cluster, Node, json, program  # noqa: E402
+from hf import Cluster, Node, json, program, until  # noqa: E402
 
 SECONDS = os.environ.get("BENCH_SECONDS", "4")
 FLOOD_SECONDS = os.environ.get("BENCH_FLOOD_SECONDS", "30")
@@ -99,12 +99,15 @@ def run_three(work, args):
 
 def settled(c):
     """The leaderships are spread, and stay where they are for a second."""
-    last, since = None, time.monotonic()
-    while time.monotonic() - since < 1:
+    last, since = None, 0
+
+    def ask():
+        nonlocal last, since
         now = {s: n.name for s, n in c.wait_leaders().items()}
         if now != last:
             last, since = now, time.monotonic()
-        time.sleep(0.1)
+        return time.monotonic() - since > 1
+    until("leaderships stay where they are", ask)
 
 
 def table(title, rows, run):

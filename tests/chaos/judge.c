@@ -117,8 +117,9 @@ static void field_read(struct line *l, struct pack_bytes key, struct pack_r *r)
 	for (i = 0; i < ARRAY_LEN(numbers); i++)
 		if (pack_bytes_eq(key, numbers[i].name,
 				  strlen(numbers[i].name))) {
-			if (pack_get_u64(r, (uint64_t *)(void *)((char *)l +
-								 numbers[i].at)) !=
+			if (pack_get_u64(r,
+					 (uint64_t *)(void *)((char *)l +
+							      numbers[i].at)) !=
 			    RC_OK)
 				(void)pack_skip(r, NULL);
 			return;

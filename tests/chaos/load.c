@@ -21,8 +21,8 @@
 #include <string.h>
 #include <uv.h>
 
-#include "client/holdfast.h"
 #include "client/check.h"
+#include "client/holdfast.h"
 
 #define CLIENTS_MAX 1024
 #define SOCKETS_MAX 8
@@ -48,7 +48,7 @@ struct client {
 	int64_t value;
 	int64_t expect;
 	char idem[48];
-	bool keyed; /* It has a key, and was answered. */
+	bool keyed;    /* It has a key, and was answered. */
 	int64_t *seen; /* Last seen value of each object; 0: none. */
 	bool open;
 };
@@ -384,8 +384,8 @@ int main(int argc, char **argv)
 	uv_run(&l.loop, UV_RUN_DEFAULT);
 	CHECK(l.open == 0);
 	fflush(l.history);
-	fprintf(stderr, "%" PRIu64 " ok, %" PRIu64 " refused, %" PRIu64
-			" unknown\n",
+	fprintf(stderr,
+		"%" PRIu64 " ok, %" PRIu64 " refused, %" PRIu64 " unknown\n",
 		l.by_end[0], l.by_end[1], l.by_end[2]);
 	for (i = 0; i < l.clients_n; i++) {
 		holdfast_args_free(l.clients[i].args);

@@ -212,6 +212,21 @@ def test_init_refuses():
         assert r.returncode == 5 and "cannot make" in r.stderr, r
 
 
+def test_usage():
+    for args in (["--nodes", "3"], ["--certificate", "node/1"],
+                 ["--reset", "x"], ["--dry-run"], ["--ca", "x"],
+                 ["--init", "x", "--rpc-port", "65536"],
+                 ["--init", "x", "--nodes", "-3"],
+                 ["--init", "x", "--shards", "1x"],
+                 ["--reset", "x", "--node", "0", "--like", "y",
+                  "--incarnation", "00" * 16],
+                 ["--reset", "x", "--node", "1", "--like", "y",
+                  "--incarnation", "00" * 15]):
+        r = run("holdfastd", *args)
+        assert r.returncode == 64 and "usage" in r.stderr, (args, r)
+        assert not os.path.exists("x"), args
+
+
 def test_hosts_of_their_own():
     d = tempfile.mkdtemp(prefix="hf-", dir="/tmp")
     try:

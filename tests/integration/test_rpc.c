@@ -146,6 +146,7 @@ TEST(random_bytes)
 		WAIT_FOR(c->closed);
 		client_close(c);
 		clients_n--;
+		tls_free(c->tls);
 		free(c->in);
 		free(c->out);
 		free(c->kept);
@@ -277,6 +278,7 @@ TEST(every_truncation_of_good_frames)
 			}
 			client_close(c);
 			clients_n--;
+			tls_free(c->tls);
 			free(c->in);
 			free(c->out);
 			free(c->kept);

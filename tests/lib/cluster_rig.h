@@ -37,6 +37,9 @@ struct cluster {
 
 static struct cluster cl;
 
+/* Other than SEGMENT_BYTES_MIN, for entries that are larger. */
+static uint32_t cluster_segment_bytes = SEGMENT_BYTES_MIN;
+
 static inline void cluster_seed_grant(const char *who, const char *tenant,
 				      const char *env, const char *cls,
 				      uint32_t rights)
@@ -103,6 +106,7 @@ static inline void cluster_new(unsigned n, uint64_t seed)
 	unsigned i;
 
 	rig_new(seed);
+	rig.id.segment_bytes = cluster_segment_bytes;
 	memset(&cl, 0, sizeof(cl));
 	cl.n = n;
 	cl.net = net_new(rig.w, seed, &net, NULL);

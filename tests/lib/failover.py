@@ -4,7 +4,8 @@ owned how long it took until the next write was acknowledged.
 
 	failover.py DIR [WRITERS]
 
-DIR is what `holdfast init' made, its nodes run. Each shard has writers of its
+DIR is what `holdfast init' made, its nodes run. The last line names the node and
+says how many entries it had. Each shard has writers of its
 own, on counters of its own, connected to the nodes that stay. A write that did
 not come back is sent again with its idempotency key until it is answered; so in
 the end every counter must be exactly the number of its answers. Used by
@@ -60,6 +61,13 @@ class Run:
                 if r["leader"] == i + 1:
                     out[r["shard"]] = node
         return out if len(out) == shards else None
+
+    def entries(self, node):
+        """Committed in all shards, as this node knows."""
+        c = self.client(node)
+        total = sum(r["commit_index"] for r in c.rpc("status")["shards"])
+        c.close()
+        return total
 
     def counters(self, shards):
         """`per_shard` addresses for each shard: which it is, an answer says."""
@@ -145,6 +153,7 @@ def main():
     print("  %d writers on %d shards; %s owns %s" %
           (len(counters), len(owners), victim,
            ", ".join(map(str, owned)) or "none"))
+    entries = run.entries(victim)
     os.kill(pid, signal.SIGKILL)
     run.killed = time.monotonic()
     print("  killed: %s, process %d, with no chance to say anything" %
@@ -170,7 +179,7 @@ def main():
           (sum(k.acked for k in counters), len(counters), lost))
     for e in run.errors[:3]:
         print("  WRONG: " + e)
-    print("victim %s" % victim)
+    print("victim %s %d" % (victim, entries))
     sys.exit(1 if lost or run.errors else 0)
 
 

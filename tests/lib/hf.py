@@ -563,10 +563,10 @@ class Cluster:
         """The node that executes calls of this object now."""
         c = next(n for n in self.nodes if n.running).client()
         try:
-            r = c.rpc("call", address, "get", {"key": "-"}, {"meta": True})
+            meta = c.call(address, "get", {"key": "-"}, meta=True)[1]
         finally:
             c.close()
-        return r
+        return self[meta["owner"]]
 
     def run(self, *argv, **kw):
         """The program `holdfast`, as the admin over TCP."""

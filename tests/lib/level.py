@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Waits until a node has everything that the others have committed, and tells
-how it went. May be started before the node.
+"""Waits until a node that is being started has everything that the others have
+committed, and tells how long that took.
 
-	level.py DIR NODE
+	level.py DIR NODE ENTRIES
 
-DIR is what `holdfast init' made. Used by tests/demo.sh.
+DIR is what `holdfast init' made; ENTRIES is what the node had when it died, as
+failover.py says. Used by tests/demo.sh.
 """
 import os
 import sys
@@ -30,25 +31,23 @@ def committed(directory, node):
 
 def main():
     directory, node = sys.argv[1:3]
+    entries = int(sys.argv[3])
     others = sorted(n for n in os.listdir(directory)
                     if n.startswith("node") and n != node)
     want = {}
     for other in others:
         for s, i in (committed(directory, other) or {}).items():
             want[s] = max(want.get(s, 0), i)
-    seen = []
+    began = time.monotonic()
 
     def level():
         have = committed(directory, node)
-        if have is None:
-            return False
-        seen.append((time.monotonic(),
-                     sum(max(0, i - have.get(s, 0)) for s, i in want.items())))
-        return seen[-1][1] == 0
+        return have is not None and all(
+            have.get(s, 0) >= i for s, i in want.items())
     until("%s has it all" % node, level)
-    print("  %s: %d entries behind in %d shards when it first answers, level "
-          "%.0f ms later" % (node, seen[0][1], len(want),
-                             (seen[-1][0] - seen[0][0]) * 1000))
+    print("  %s: %d entries were committed without it; %.0f ms after it was "
+          "started it has them" % (node, sum(want.values()) - entries,
+                                   (time.monotonic() - began) * 1000))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ struct rig_shard {
 	uint64_t term;
 	uint64_t floor;
 	uint64_t durable; /* Ticket. */
+	uint64_t voted;   /* The same of ballots. */
 	unsigned asked;
 	bool stubborn; /* Does not move its floor when asked. */
 };
@@ -121,6 +122,15 @@ static inline void rig_durable(struct log_listener *l, uint64_t ticket)
 		s->rig->ticket = ticket;
 }
 
+static inline void rig_voted(struct log_listener *l, uint64_t ticket)
+{
+	struct rig_shard *s = CONTAINER_OF(l, struct rig_shard, listener);
+
+	ticket += s->rig->base_ticket;
+	if (ticket > s->voted)
+		s->voted = ticket;
+}
+
 static inline void rig_floor(struct rig *r, uint32_t shard, uint64_t index)
 {
 	if (index <= r->shard[shard].floor)
@@ -172,6 +182,7 @@ static inline void rig_init(struct rig *r, uint64_t seed, uint32_t shards,
 		r->shard[s].term = 1;
 		r->shard[s].listener.durable = rig_durable;
 		r->shard[s].listener.pinning = rig_pinning;
+		r->shard[s].listener.voted = rig_voted;
 	}
 }
 

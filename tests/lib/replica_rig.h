@@ -25,7 +25,7 @@
 #define CR_INDEX_MAX 200000u
 #define CR_TERM_MAX  4096u
 #define CR_SHARD     1u
-#define CR_MAGIC     0x53544154u
+#define CR_MAGIC     0x63724d61u
 #define CR_HEAD      8192u
 
 struct cr_saved {

@@ -1594,14 +1594,13 @@ static double refill(const struct limiter_history *h, uint64_t ns)
 }
 
 static bool reset_between(struct limiter_call **calls, size_t n,
-			  const struct limiter_call *a,
-			  const struct limiter_call *b)
+			  const struct limiter_call *a, uint64_t ended)
 {
 	size_t i;
 
 	for (i = 0; i < n; i++)
 		if (calls[i]->reset && calls[i]->end != CALL_REFUSED &&
-		    calls[i]->ended >= a->begun && calls[i]->begun <= b->ended)
+		    calls[i]->ended >= a->begun && calls[i]->begun <= ended)
 			return true;
 	return false;
 }
@@ -1625,6 +1624,7 @@ static bool too_many(const struct limiter_history *h,
 	const struct limiter_call *a = calls[from];
 	uint64_t stamp_hi = 0;
 	uint64_t ended_ms = 0;
+	uint64_t ended = 0;
 	double sum = 0;
 	double bound;
 	size_t k;
@@ -1640,16 +1640,21 @@ static bool too_many(const struct limiter_history *h,
 			stamp_hi = b->stamp_hi;
 		if (b->ended_ms > ended_ms)
 			ended_ms = b->ended_ms;
+		if (b->ended > ended)
+			ended = b->ended;
 		bound = (double)h->burst + 1e-6 +
 			refill(h, elapsed(a, stamp_hi, ended_ms));
-		if (sum <= bound || reset_between(calls, n, a, b))
+		if (sum <= bound || reset_between(calls, n, a, ended))
 			continue;
 		(void)snprintf(out->invariant, sizeof(out->invariant), "limit");
 		(void)snprintf(
 			out->text, sizeof(out->text),
-			"%s (%d): key %u admitted %.0f from call %llu to %llu "
-			"in %llu ns, and %.1f may be",
-			h->name, h->class, a->key, sum,
+			"%s (%d, %llu in %llu ns, burst %llu): key %u admitted "
+			"%.0f from call %llu to %llu in %llu ns, and %.1f may "
+			"be",
+			h->name, h->class, (unsigned long long)h->limit,
+			(unsigned long long)h->period_ns,
+			(unsigned long long)h->burst, a->key, sum,
 			(unsigned long long)a->begun,
 			(unsigned long long)b->begun,
 			(unsigned long long)elapsed(a, stamp_hi, ended_ms),

@@ -4,10 +4,11 @@
  *
  * One thread. The load records every call of an object here; when a run is
  * over each history is judged by itself. `kv`: a search for an order of all
- * calls that agrees with the order in time and with a model of the class (Wing and Gong, with Lowe's memory of what was
- * tried). Calls whose outcome is unknown may be in it, between their beginning
- * and their end, or not; refused ones are not. `rate_limiter`: bounds on what
- * was admitted, and on what was denied.
+ * calls that agrees with the order in time and with a model of the class (Wing
+ * and Gong, with Lowe's memory of what was tried). Calls whose outcome is
+ * unknown may be in it, between their beginning and their end, or not; refused
+ * ones are not. `rate_limiter`: bounds on what was admitted, and on what was
+ * denied.
  *
  * Times are of two kinds: `begun` and `ended` are numbers of events of the
  * driver, which order everything; `stamp_lo` and `stamp_hi` are the owner's now

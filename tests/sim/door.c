@@ -39,7 +39,7 @@ struct door {
 	struct net *net;
 	unsigned node;
 	struct core *core;
-	struct pack_bytes (*principal)(unsigned client);
+	struct pack_bytes (*principal)(unsigned client, unsigned node);
 	uint64_t next_id;
 	bool draining;
 	LIST_HEAD(, door_conn) conns;
@@ -134,7 +134,8 @@ static void begin_call(struct door_conn *c, const struct frame *f)
 {
 	struct door *d = c->door;
 	struct caller caller = {
-		.principal = d->principal(net_stream_client(c->stream)),
+		.principal =
+			d->principal(net_stream_client(c->stream), d->node),
 		.tenant = text("default"),
 		.env = text("dev"),
 	};
@@ -181,8 +182,8 @@ static void answer_hello(struct door_conn *c, uint32_t id)
 
 static void request(struct door_conn *c, const struct frame *f)
 {
-	const struct rpc_method *m = rpc_method_find((const char *)f->method.p,
-						     f->method.n, false);
+	const struct rpc_method *m =
+		rpc_method_find((const char *)f->method.p, f->method.n, false);
 	struct pack_w w;
 
 	if (m == NULL) {
@@ -298,7 +299,8 @@ static void conn_input(void *arg, struct net_stream *stream, const uint8_t *p,
 
 struct door *door_new(struct world *w, struct net *net, unsigned node,
 		      struct core *core,
-		      struct pack_bytes (*principal)(unsigned client))
+		      struct pack_bytes (*principal)(unsigned client,
+						     unsigned node))
 {
 	struct door *d = sim_alloc(sizeof(*d));
 	const struct net_door ops = { conn_opened, conn_input, conn_lost, d };

@@ -13,10 +13,12 @@
 
 struct door;
 
-/* `principal` gives that of a client; what it returns outlives the door. */
+/* `principal` gives that of a client at a node; what it returns outlives the
+ * door. */
 struct door *door_new(struct world *w, struct net *net, unsigned node,
 		      struct core *core,
-		      struct pack_bytes (*principal)(unsigned client));
+		      struct pack_bytes (*principal)(unsigned client,
+						     unsigned node));
 /* No answer leaves any more; calls that are open end through nobody. Before
  * core_discard, or after every call has ended. */
 void door_free(struct door *d);

@@ -7,6 +7,8 @@
 
 #include "node/base/check.h"
 #include "node/core/bridge.h"
+#include "objects/directory_class.h"
+#include "tests/sim/client.h"
 #include "tests/sim/memdisk.h"
 
 #define DAY_MS    INT64_C(86400000)
@@ -15,6 +17,9 @@
 #define FULL_ROOM (64u << 10)
 /* So long after a boot its peers have it on their disks. */
 #define KNOWN_MS 1000u
+/* So long after its last start a node that is refused is given up. */
+#define LOST_MS       1500u
+#define MEND_AGAIN_MS 200u
 
 const char *const point_files[POINT_FILES] = {
 	[POINT_BALLOT] = "ballot",
@@ -48,6 +53,7 @@ static const char *const names[FAULTS] = {
 	[FAULT_EMPTY] = "empty_disk",
 	[FAULT_OLDER] = "older_disk",
 	[FAULT_COPIED] = "copied_disk",
+	[FAULT_READMIT] = "node_reset",
 	[FAULT_PAUSE] = "pause",
 	[FAULT_SUSPEND] = "suspend",
 	[FAULT_JUMP] = "clock_jump",
@@ -101,6 +107,11 @@ struct faults {
 	bool stash; /* There is an older disk, */
 	unsigned stash_of;
 	uint64_t stash_boots; /* from that boot. */
+	/* Who runs the cluster, and what he is at. */
+	struct client *person;
+	enum { MEND_NOTHING, MEND_ASK, MEND_WAIT, MEND_FORMAT } mending;
+	unsigned mending_node;
+	uint64_t mending_ms; /* Not before. */
 };
 
 /* ----------------------------------------------------------------- taking back
@@ -176,9 +187,8 @@ static int some_victim(struct faults *f)
 
 	/* Owners are where it hurts. */
 	if (trial_chance(f->r, 40)) {
-		owner = trial_owner(f->r,
-				    (uint32_t)trial_random(
-					    f->r, f->r->swarm.shards));
+		owner = trial_owner(
+			f->r, (uint32_t)trial_random(f->r, f->r->swarm.shards));
 		if (owner >= 0)
 			m = machine(f, (unsigned)owner);
 	}
@@ -193,7 +203,8 @@ static unsigned sick_or_foreign(const struct trial *r)
 	unsigned i;
 
 	for (i = 0; i < r->swarm.nodes; i++)
-		n += r->machines[i].sick || r->machines[i].foreign;
+		n += r->machines[i].sick || r->machines[i].foreign ||
+		     r->machines[i].fresh;
 	return n;
 }
 
@@ -203,7 +214,7 @@ static bool may_be_sick(struct faults *f, unsigned n)
 {
 	const struct trial *r = f->r;
 
-	if (machine(f, n)->foreign)
+	if (machine(f, n)->foreign || machine(f, n)->fresh)
 		return false;
 	return machine(f, n)->sick ||
 	       sick_or_foreign(r) < (r->swarm.nodes - 1) / 2;
@@ -303,8 +314,8 @@ static bool at_operation(struct faults *f)
 
 	if (n < 0)
 		return false;
-	w.kind = trial_chance(f->r, 50) ? WORLD_CRASH_BEFORE
-					: WORLD_CRASH_AFTER;
+	w.kind =
+		trial_chance(f->r, 50) ? WORLD_CRASH_BEFORE : WORLD_CRASH_AFTER;
 	machine(f, (unsigned)n)->ending =
 		trial_chance(f->r, 50) ? CRASH_POWER : CRASH_KILL;
 	plan(f, (unsigned)n, &w);
@@ -319,8 +330,7 @@ static bool failing(struct faults *f, enum world_fault_kind kind)
 	if (n < 0)
 		return false;
 	w.op = trial_chance(f->r, 60) ? WORLD_SYNC : WORLD_WRITE;
-	if (w.op == WORLD_WRITE && kind == WORLD_EIO &&
-	    trial_chance(f->r, 30))
+	if (w.op == WORLD_WRITE && kind == WORLD_EIO && trial_chance(f->r, 30))
 		w.kind = WORLD_SHORT;
 	machine(f, (unsigned)n)->ending = CRASH_SYNC;
 	f->failing[n] = true;
@@ -361,10 +371,10 @@ static bool full(struct faults *f)
 	if (n < 0 || f->full[n] || f->r->swarm.core.reserve_bytes == 0)
 		return false;
 	f->full[n] = true;
-	world_capacity(f->r->w, (unsigned)n,
-		       world_used(f->r->w, (unsigned)n) + FULL_ROOM +
-			       trial_random(f->r,
-					    2 * f->r->swarm.core.reserve_bytes));
+	world_capacity(
+		f->r->w, (unsigned)n,
+		world_used(f->r->w, (unsigned)n) + FULL_ROOM +
+			trial_random(f->r, 2 * f->r->swarm.core.reserve_bytes));
 	undo_in(f, full_over, (unsigned)n, (unsigned)n,
 		200 + trial_random(f->r, 4000));
 	return true;
@@ -413,8 +423,8 @@ static void look_at_file(void *arg, const char *name, uint64_t bytes)
 
 static void flip_one(struct faults *f, unsigned n)
 {
-	static const char *const prefixes[] = { "state/", "state/", "log/",
-						"log/",   "ballot", "members",
+	static const char *const prefixes[] = { "state/",  "state/", "log/",
+						"log/",    "ballot", "members",
 						"identity" };
 	struct trial *r = f->r;
 	struct victim v = {
@@ -448,8 +458,8 @@ static bool flip(struct faults *f, bool live)
 		return false;
 	m->sick = true;
 	if (!live)
-		trial_crash(r, n, trial_chance(r, 50) ? CRASH_POWER
-						      : CRASH_KILL,
+		trial_crash(r, n,
+			    trial_chance(r, 50) ? CRASH_POWER : CRASH_KILL,
 			    down_ms(r));
 	while (bits-- > 0)
 		flip_one(f, n);
@@ -463,10 +473,9 @@ static bool lose(struct faults *f, enum world_fault_kind kind)
 	struct trial *r = f->r;
 	unsigned n = some_node(f);
 	struct machine *m = machine(f, n);
-	struct world_fault w = { .kind = kind,
-				 .op = WORLD_WRITE,
-				 .nth = 1,
-				 .prefix = "log/" };
+	struct world_fault w = {
+		.kind = kind, .op = WORLD_WRITE, .nth = 1, .prefix = "log/"
+	};
 
 	if (!may_be_sick(f, n) || m->state != MACHINE_UP ||
 	    m->log_syncs < f->holds[n] || trial_lone(r))
@@ -481,6 +490,24 @@ static bool lose(struct faults *f, enum world_fault_kind kind)
 }
 
 /* ---------------------------------------------------- disks that are others */
+
+/* One disk at a time: what comes back without its ballot waits for the word of
+ * every other voter. */
+static bool nobody_is_lost(const struct trial *r)
+{
+	unsigned i;
+
+	for (i = 0; i < r->swarm.nodes; i++)
+		if (r->machines[i].foreign || r->machines[i].fresh)
+			return false;
+	return true;
+}
+
+static bool may_be_lost(struct faults *f, unsigned n)
+{
+	return nobody_is_lost(f->r) && !machine(f, n)->sick &&
+	       may_be_sick(f, n);
+}
 
 /* Its peers know this disk in its newest boot, all of them. */
 static bool is_known(struct trial *r, unsigned n)
@@ -506,56 +533,72 @@ static bool is_known(struct trial *r, unsigned n)
 	return true;
 }
 
+static void draw_incarnation(struct faults *f, struct machine *m)
+{
+	unsigned i;
+
+	for (i = 0; i < ID_BYTES; i++)
+		m->incarnation[i] = (uint8_t)(1 + trial_random(f->r, 255));
+}
+
 static bool empty(struct faults *f)
 {
 	struct trial *r = f->r;
 	unsigned n = some_node(f);
 	struct machine *m = machine(f, n);
-	unsigned i;
 
-	if (trial_lone(r) || !may_be_sick(f, n) || m->state != MACHINE_UP ||
-	    m->sick)
+	if (trial_lone(r) || !may_be_lost(f, n) || m->state != MACHINE_UP)
 		return false;
 	trial_crash(r, n, CRASH_POWER, CHECK_NEVER);
 	world_wipe(r->w, n);
-	for (i = 0; i < ID_BYTES; i++)
-		m->incarnation[i] = (uint8_t)(1 + trial_random(r, 255));
+	draw_incarnation(f, m);
 	m->foreign = true;
+	m->foreign_boot = m->boots + 1;
 	world_faults_clear(r->w, n);
 	f->arm[n].on = false;
-	if (trial_format(r, n))
+	if (trial_format(r, n, false))
 		m->boot_ms = trial_now(r) + down_ms(r);
 	return true;
 }
 
-/* First the copy is made, later it comes back. */
+/* First the copy is made, and the node starts once more; later it comes back.
+ */
 static bool older(struct faults *f)
 {
 	struct trial *r = f->r;
-	struct machine *m;
+	struct machine *m = machine(f, some_node(f));
 
-	if (trial_lone(r))
+	if (trial_lone(r) || f->stash || m->state != MACHINE_UP || m->foreign ||
+	    m->fresh || m->sick)
 		return false;
-	if (!f->stash) {
-		f->stash_of = some_node(f);
-		m = machine(f, f->stash_of);
-		if (m->state != MACHINE_UP || m->foreign || m->sick)
-			return false;
-		world_clone(r->w, f->stash_of, TRIAL_STASH);
-		f->stash = true;
-		f->stash_boots = m->boots;
-		return false;
+	world_clone(r->w, m->n, TRIAL_STASH);
+	f->stash = true;
+	f->stash_of = m->n;
+	f->stash_boots = m->boots;
+	trial_crash(r, m->n, CRASH_KILL, 20);
+	return true;
+}
+
+static void older_due(struct faults *f)
+{
+	struct trial *r = f->r;
+	struct machine *m = machine(f, f->stash_of);
+
+	if (m->foreign || m->fresh || m->sick) {
+		f->stash = false;
+		return;
 	}
-	m = machine(f, f->stash_of);
 	/* It would boot with a number that its peers have seen. */
-	if (m->foreign || m->sick || !may_be_sick(f, m->n) ||
-	    m->boots < f->stash_boots + 1 || !is_known(r, m->n))
-		return false;
+	if (!may_be_lost(f, m->n) || m->boots < f->stash_boots + 1 ||
+	    !is_known(r, m->n))
+		return;
+	trial_trace(r, "fault: %s", names[FAULT_OLDER]);
+	r->tally.faults[FAULT_OLDER]++;
 	trial_crash(r, m->n, CRASH_POWER, down_ms(r));
 	world_clone(r->w, TRIAL_STASH, m->n);
 	m->foreign = true;
+	m->foreign_boot = m->boots + 1;
 	f->stash = false;
-	return true;
 }
 
 static bool copied(struct faults *f)
@@ -565,8 +608,8 @@ static bool copied(struct faults *f)
 	unsigned from = some_node(f);
 	struct machine *m = machine(f, n);
 
-	if (trial_lone(r) || !may_be_sick(f, n) || m->state != MACHINE_UP ||
-	    m->sick || machine(f, from)->foreign)
+	if (trial_lone(r) || !may_be_lost(f, n) || m->state != MACHINE_UP ||
+	    machine(f, from)->foreign)
 		return false;
 	trial_crash(r, n, CRASH_POWER, down_ms(r));
 	/* Of itself: restored from a backup, on another file system. */
@@ -578,7 +621,135 @@ static bool copied(struct faults *f)
 		world_copy(r->w, TRIAL_SCRATCH, n);
 	}
 	m->foreign = true;
+	m->foreign_boot = m->boots + 1;
 	return true;
+}
+
+/* ---------------------------------------------------------- a lost disk anew
+ */
+
+static void readmitted(void *arg, const struct session_answer *a)
+{
+	struct faults *f = arg;
+
+	trial_trace(f->r, "n%u: readmitted: %s", f->mending_node + 1,
+		    rc_name(a->rc));
+	f->mending = a->rc == RC_OK ? MEND_FORMAT : MEND_ASK;
+	f->mending_ms = trial_now(f->r) + MEND_AGAIN_MS;
+}
+
+/* The cluster agrees on the new disk before there is one. */
+static void readmit(struct faults *f)
+{
+	struct machine *m = machine(f, f->mending_node);
+	struct session_request q = {
+		.address = { (const uint8_t *)DIRECTORY_ADDRESS,
+			     sizeof(DIRECTORY_ADDRESS) - 1 },
+		.method = { (const uint8_t *)"readmit", 7 },
+		.deadline_ms = 2000,
+	};
+	struct detail why = { { 0 }, { 0 } };
+	struct pack_w w;
+	enum rc rc;
+
+	pack_w_init(&w, 256);
+	pack_map(&w, 2);
+	pack_cstr(&w, "node");
+	pack_u64(&w, m->n + 1);
+	pack_cstr(&w, "incarnation");
+	pack_bin(&w, m->incarnation, ID_BYTES);
+	q.args = (struct pack_bytes){ w.p, w.n };
+	f->mending = MEND_WAIT;
+	rc = client_call(f->person, &q, readmitted, f, NULL, &why);
+	CHECK(rc == RC_OK);
+	pack_w_release(&w);
+}
+
+/* It has been refused for a while: a person takes it in hand. */
+static bool is_lost(const struct trial *r, const struct machine *m)
+{
+	bool refused = m->foreign || (m->sick && m->state == MACHINE_DOWN &&
+				      m->boot_ms == CHECK_NEVER);
+
+	return refused && trial_now(r) > m->down_ms + LOST_MS;
+}
+
+static void mend_begin(struct faults *f)
+{
+	struct trial *r = f->r;
+	struct machine *m;
+	unsigned i;
+
+	if (trial_lone(r))
+		return;
+	for (i = 0; i < r->swarm.nodes; i++) {
+		m = machine(f, i);
+		if (!is_lost(r, m) || (!m->foreign && !nobody_is_lost(r)))
+			continue;
+		if (m->state != MACHINE_DOWN)
+			trial_crash(r, i, CRASH_POWER, CHECK_NEVER);
+		m->boot_ms = CHECK_NEVER;
+		m->foreign = true;
+		m->foreign_boot = m->boots;
+		world_faults_clear(r->w, i);
+		f->arm[i].on = false;
+		world_wipe(r->w, i);
+		draw_incarnation(f, m);
+		f->mending = MEND_ASK;
+		f->mending_node = i;
+		return;
+	}
+}
+
+static void mend_format(struct faults *f)
+{
+	struct trial *r = f->r;
+	struct machine *m = machine(f, f->mending_node);
+
+	f->mending = MEND_NOTHING;
+	if (!trial_format(r, m->n, true))
+		return;
+	r->tally.faults[FAULT_READMIT]++;
+	trial_trace(r, "fault: %s", names[FAULT_READMIT]);
+	m->foreign = false;
+	m->sick = false;
+	m->fresh = true;
+	m->boot_ms = trial_now(r) + trial_random(r, 500);
+}
+
+/* What was reset is whole when every shard of it is. */
+static void fresh_look(struct faults *f, struct machine *m)
+{
+	struct shard_view v;
+	uint32_t s;
+
+	if (!m->fresh || m->state != MACHINE_UP)
+		return;
+	for (s = 0; s < f->r->swarm.shards; s++) {
+		shard_view(bridge_shard(core_bridge(m->core, s)), &v);
+		if (v.health != SHARD_WHOLE)
+			return;
+	}
+	trial_trace(f->r, "n%u is whole again", m->n + 1);
+	f->r->tally.rebuilds++;
+	m->fresh = false;
+}
+
+static void mend_tick(struct faults *f)
+{
+	unsigned i;
+
+	for (i = 0; i < f->r->swarm.nodes; i++)
+		fresh_look(f, machine(f, i));
+	if (trial_now(f->r) < f->mending_ms)
+		return;
+	f->mending_ms = trial_now(f->r) + MEND_AGAIN_MS;
+	if (f->mending == MEND_NOTHING)
+		mend_begin(f);
+	else if (f->mending == MEND_ASK)
+		readmit(f);
+	else if (f->mending == MEND_FORMAT)
+		mend_format(f);
 }
 
 /* ----------------------------------------------------------------- clocks */
@@ -655,8 +826,7 @@ static bool reset(struct faults *f)
 {
 	struct trial *r = f->r;
 	unsigned a = some_node(f);
-	unsigned b = NET_CLIENT +
-		     (unsigned)trial_random(r, r->swarm.clients);
+	unsigned b = NET_CLIENT + (unsigned)trial_random(r, r->swarm.clients);
 
 	if (trial_lone(r) || trial_chance(r, 20)) {
 		net_reset(r->net, a, b);
@@ -705,8 +875,8 @@ static bool split(struct faults *f, uint32_t set, uint64_t ms)
 				cut(f, a, b, ms);
 				cut(f, b, a, ms);
 			}
-	trial_trace(r, "partition: nodes %x against the others for %" PRIu64
-		       " ms",
+	trial_trace(r,
+		    "partition: nodes %x against the others for %" PRIu64 " ms",
 		    set, ms);
 	return true;
 }
@@ -757,8 +927,7 @@ static bool client(struct faults *f)
 {
 	struct trial *r = f->r;
 	unsigned n = some_node(f);
-	unsigned c = NET_CLIENT +
-		     (unsigned)trial_random(r, r->swarm.clients);
+	unsigned c = NET_CLIENT + (unsigned)trial_random(r, r->swarm.clients);
 	uint64_t ms = cut_ms(r);
 
 	if (!room_for(f, 2))
@@ -850,6 +1019,7 @@ static bool begin(struct faults *f, enum fault kind)
 		return client(f);
 	case FAULT_TRANSFER:
 		return transfer(f);
+	case FAULT_READMIT:
 	case FAULT_LATE:
 		return false;
 	case FAULTS:
@@ -866,6 +1036,9 @@ void faults_tick(struct faults *f)
 
 	if (f->undo_n > 0)
 		undo_due(f, false);
+	if (f->stash)
+		older_due(f);
+	mend_tick(f);
 	if (trial_now(r) < f->next_ms || r->swarm.faults == 0)
 		return;
 	f->next_ms = trial_now(r) + 1 + trial_random(r, 2 * r->swarm.fault_ms);
@@ -875,7 +1048,8 @@ void faults_tick(struct faults *f)
 		    !begin(f, kind))
 			continue;
 		trial_trace(r, "fault: %s", names[kind]);
-		if (kind != FAULT_OP && kind != FAULT_POINT)
+		if (kind != FAULT_OP && kind != FAULT_POINT &&
+		    kind != FAULT_OLDER)
 			r->tally.faults[kind]++;
 		return;
 	}
@@ -985,10 +1159,13 @@ struct faults *faults_new(struct trial *r)
 
 	f->r = r;
 	f->next_ms = 300 + trial_random(r, 1000);
+	f->person = client_new(r->w, r->net, TRIAL_OPERATOR, r->seed,
+			       (1u << r->swarm.nodes) - 1);
 	return f;
 }
 
 void faults_free(struct faults *f)
 {
+	client_free(f->person);
 	free(f);
 }

@@ -75,11 +75,11 @@ void ledger_say(const struct ledger *l)
 	       t->boots);
 	printf("  owners: %" PRIu64 " leaderships, %" PRIu64
 	       " installs of %" PRIu64 " exports, %" PRIu64
-	       " disks refused, %" PRIu64 " reset, %" PRIu64 " rebuilt\n"
-	       "  healed: %" PRIu64 " times, mean %" PRIu64 " ms, at most %" PRIu64
-	       " ms\n  faults:",
-	       t->elections, t->installs, t->exports, t->refused, t->resets,
-	       t->rebuilds, t->heals, t->heals > 0 ? t->heal_ms / t->heals : 0,
+	       " disks refused, %" PRIu64 " rebuilt\n"
+	       "  healed: %" PRIu64 " times, mean %" PRIu64
+	       " ms, at most %" PRIu64 " ms\n  faults:",
+	       t->elections, t->installs, t->exports, t->refused, t->rebuilds,
+	       t->heals, t->heals > 0 ? t->heal_ms / t->heals : 0,
 	       t->heal_max_ms);
 	for (i = 0; i < FAULTS; i++)
 		printf("%s %s %" PRIu64, i > 0 ? "," : "",
@@ -99,7 +99,8 @@ void ledger_json(const struct ledger *l)
 	unsigned i;
 	unsigned k;
 
-	printf("{\"seeds\":%" PRIu64 ",\"virtual_hours\":%.4f,\"events\":%" PRIu64
+	printf("{\"seeds\":%" PRIu64
+	       ",\"virtual_hours\":%.4f,\"events\":%" PRIu64
 	       ",\"messages\":%" PRIu64 ",\"calls\":%" PRIu64
 	       ",\"checked\":%" PRIu64 ",\"histories\":%" PRIu64
 	       ",\"undecided\":%" PRIu64 ",\"commits_on_disks\":%" PRIu64
@@ -110,9 +111,9 @@ void ledger_json(const struct ledger *l)
 	       ",\"disks_refused\":%" PRIu64 ",\"heal_ms_max\":%" PRIu64
 	       ",\"faults\":{",
 	       l->seeds, hours(t), t->events, t->messages, t->calls, t->checked,
-	       t->histories, t->undecided, t->samples, t->equal, l->replayed, t->boots, crashes(t),
-	       t->crash_ops, t->elections, t->installs, t->exports, t->refused,
-	       t->heal_max_ms);
+	       t->histories, t->undecided, t->samples, t->equal, l->replayed,
+	       t->boots, crashes(t), t->crash_ops, t->elections, t->installs,
+	       t->exports, t->refused, t->heal_max_ms);
 	for (i = 0; i < FAULTS; i++)
 		printf("%s\"%s\":%" PRIu64, i > 0 ? "," : "",
 		       fault_name((enum fault)i), t->faults[i]);

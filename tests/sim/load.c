@@ -19,7 +19,7 @@
 #define KEYS_MAX     64u
 #define TTL_KEYS     3u
 #define LARGE_KEYS   44u
-#define USERS_MAX    (NET_CLIENTS_MAX - 1)
+#define USERS_MAX    (NET_CLIENTS_MAX - 2)
 #define TARGETS_MAX  32u
 #define KEPT_MAX     256u
 #define SETTLE_TRIES 20u
@@ -28,14 +28,14 @@
  * still. So long after its client gave it up it may still begin. */
 #define ASTRAY_MS      9000u
 #define ASTRAY_LONE_MS 300u
-#define MS_NS        UINT64_C(1000000)
+#define MS_NS          UINT64_C(1000000)
 /* Of a relay's keys. */
 #define RELAY_WINDOW_MS 60000u
 /* A call ends at the latest so long after its deadline. */
 #define LATE_MS 1000u
 /* With one of these a call may take as long as it likes. */
-#define FAULTS_THAT_HANG                                         \
-	(UINT64_C(1) << FAULT_PAUSE | UINT64_C(1) << FAULT_HANG | \
+#define FAULTS_THAT_HANG                                           \
+	(UINT64_C(1) << FAULT_PAUSE | UINT64_C(1) << FAULT_HANG |  \
 	 UINT64_C(1) << FAULT_SLOW | UINT64_C(1) << FAULT_CLIENT | \
 	 UINT64_C(1) << FAULT_SUSPEND)
 /* What a lagged answer may be ahead of the log, and the turn it takes. */
@@ -119,7 +119,7 @@ struct user {
 
 /* A call that nobody knows the outcome of, and may still happen. */
 struct astray {
-	struct kv_call *kv;           /* One of these two. */
+	struct kv_call *kv; /* One of these two. */
 	struct limiter_call *limiter;
 	uint32_t shard;
 	uint64_t ms; /* From then on nobody begins it. */
@@ -184,7 +184,6 @@ struct pack_bytes load_principal(uint32_t i)
 	return (struct pack_bytes){ (const uint8_t *)names[i],
 				    strlen(names[i]) };
 }
-
 
 /* --------------------------------------------------------------- targets */
 
@@ -1032,8 +1031,15 @@ static void replied(void *arg, const struct session_answer *said)
 	world_note(r->w, a.result.p, a.result.n);
 	if (op->kv != NULL)
 		trace_kv(r, op->kv);
-	trial_trace(r, "%s c%u %s %s%s idem %" PRIu64 " begun %" PRIu64 " %s %s",
-		    end == CALL_DONE	  ? "ok "
+	if (op->limiter != NULL && end == CALL_DONE)
+		trial_trace(r, "    key %u cost %u: %s", op->limiter->key,
+			    op->limiter->cost,
+			    op->limiter->reset     ? "reset"
+			    : op->limiter->allowed ? "allowed"
+						   : "denied");
+	trial_trace(r,
+		    "%s c%u %s %s%s idem %" PRIu64 " begun %" PRIu64 " %s %s",
+		    end == CALL_DONE      ? "ok "
 		    : end == CALL_UNKNOWN ? "???"
 					  : "err",
 		    op->user->number, op->req->t->address, op->req->method,
@@ -1216,8 +1222,7 @@ static uint64_t args_hash(const struct request *q)
 	return h;
 }
 
-static void kv_begin(struct load *l, struct kv_call *c,
-		     const struct request *q)
+static void kv_begin(struct load *l, struct kv_call *c, const struct request *q)
 {
 	c->begun = ++l->r->now;
 	c->stamp_lo = stamp_lo(l, q->t);
@@ -1570,8 +1575,8 @@ static void one_call(struct user *u)
 	else
 		relay_one(l, u, t);
 	if (trial_chance(r, r->swarm.cancels))
-		world_at(r->w, WORLD_NOBODY,
-			 trial_now(r) + trial_random(r, 4), cancel_due, u);
+		world_at(r->w, WORLD_NOBODY, trial_now(r) + trial_random(r, 4),
+			 cancel_due, u);
 }
 
 static void again_in(struct user *u, uint64_t ms)
@@ -1647,8 +1652,8 @@ static void lose_perishable(struct load *l, const struct target *t,
 		if (last == NULL || c->begun_ms > last->begun_ms)
 			last = c;
 		if (c->begun_ms > tail_ms && c->term == last->term &&
-		    last->begun_ms > c->ended_ms + LAG_MS_DEFAULT +
-					     LAG_SLACK_MS)
+		    last->begun_ms >
+			    c->ended_ms + LAG_MS_DEFAULT + LAG_SLACK_MS)
 			trial_breach(l->r, "lag",
 				     "%s: call %" PRIu64
 				     " was answered %" PRIu64
@@ -1773,8 +1778,7 @@ static bool audit_kv(struct load *l, struct target *t)
 static void rows_send(struct load *l, struct target *t)
 {
 	bool sink = t->kind == TARGET_SINK;
-	struct request *q =
-		request_new(&l->auditor, t, sink ? "list" : "get");
+	struct request *q = request_new(&l->auditor, t, sink ? "list" : "get");
 	struct op *op;
 
 	pack_map(&q->args, sink);

@@ -1606,8 +1606,8 @@ static enum rc durable_list(struct disk *disk, const char *name,
 			    void (*cb)(void *arg, const char *name), void *arg)
 {
 	struct memdisk *d = durable_of(disk);
-	const struct inode *dir = name[0] == '\0' ? d->root
-						  : disk_find(d, name);
+	const struct inode *dir =
+		name[0] == '\0' ? d->root : disk_find(d, name);
 	size_t i;
 
 	if (dir == NULL || !dir->is_dir)

@@ -10,21 +10,29 @@
 
 #define SEEDS_MAX 500u
 
-/* Where one is looked for; FOCUS_NONE if it does not stand here. */
+/* Where one is looked for; in any trial if it does not stand here. */
 static const struct {
 	enum mutant m;
 	enum focus focus;
-	/* Why no run of this simulator shows it, and what does. */
+	/* Why no trial shows it, and the tests that do. */
 	const char *elsewhere;
 } hunts[] = {
 	{ MUTANT_log_trust_unsynced, FOCUS_NONE,
 	  "a lone voter's first entry syncs what it read: test_log" },
 	{ MUTANT_log_no_chain_check, FOCUS_NONE,
 	  "it takes a disk that brings old batches back: test_recovery" },
-	{ MUTANT_read_without_round, FOCUS_NONE,
-	  "a lone voter is always its shard's owner: test_object" },
+	{ MUTANT_held_unbounded, FOCUS_NONE,
+	  "no trial holds 256 MB of answers: test_cases_calls, test_call" },
+	{ MUTANT_peer_any_name, FOCUS_NONE,
+	  "TLS stays out of trials: test_peer" },
+	{ MUTANT_client_any_name, FOCUS_NONE,
+	  "TLS stays out of trials: test_rpc_tls" },
+	{ MUTANT_expired_stays, FOCUS_NONE,
+	  "TLS stays out of trials: test_peer, test_rpc_tls" },
+	{ MUTANT_silence_is_life, FOCUS_NONE,
+	  "sockets stay out of trials: test_peer" },
 	{ MUTANT_log_no_dir_sync, FOCUS_BULK, NULL },
-	{ MUTANT_log_no_sector_check, FOCUS_BULK, NULL },
+	{ MUTANT_log_no_sector_check, FOCUS_DAMAGE, NULL },
 	{ MUTANT_log_recycle_early, FOCUS_BULK, NULL },
 	{ MUTANT_page_unchecked, FOCUS_DAMAGE, NULL },
 	{ MUTANT_wal_frame_unchecked, FOCUS_DAMAGE, NULL },

@@ -130,8 +130,8 @@ static void way_schedule(struct way *w)
 	struct parcel *p = STAILQ_FIRST(&w->parcels);
 
 	if (p == NULL || w->scheduled || net_is_cut(w->net, w->from, w->to) ||
-	    (is_node(w->to) && (!w->net->up[w->to] ||
-				!world_alive(w->net->w, w->to))))
+	    (is_node(w->to) &&
+	     (!w->net->up[w->to] || !world_alive(w->net->w, w->to))))
 		return;
 	w->scheduled = true;
 	world_at_ns(w->net->w, thread_of(w->to), p->due_ns, way_due, w);
@@ -158,8 +158,8 @@ static void way_due(void *arg)
 
 static uint64_t delay_ns(struct net *n)
 {
-	uint64_t us = prng_between(&n->r, n->cfg.delay_min_us,
-				   n->cfg.delay_max_us);
+	uint64_t us =
+		prng_between(&n->r, n->cfg.delay_min_us, n->cfg.delay_max_us);
 
 	if (n->cfg.spike_per_10000 > 0 &&
 	    prng_below(&n->r, 10000) < n->cfg.spike_per_10000)
@@ -273,13 +273,13 @@ static void join_try(struct join *j)
 		return;
 	j->trying = true;
 	world_at_ns(j->net->w, WORLD_NOBODY,
-		    world_now_ns(j->net->w) +
-			    prng_between(&j->net->r, j->pause_ms / 2,
-					 j->pause_ms) *
-				    MS,
+		    world_now_ns(j->net->w) + prng_between(&j->net->r,
+							   j->pause_ms / 2,
+							   j->pause_ms) *
+						      MS,
 		    join_due, j);
-	j->pause_ms = 2 * j->pause_ms < PAUSE_MAX_MS ? 2 * j->pause_ms
-						     : PAUSE_MAX_MS;
+	j->pause_ms =
+		2 * j->pause_ms < PAUSE_MAX_MS ? 2 * j->pause_ms : PAUSE_MAX_MS;
 }
 
 static bool answers(const struct net *n, unsigned node)
@@ -355,8 +355,7 @@ static void half_late(struct half *h)
 	while (left-- > 0 && h->serial != 0) {
 		p = STAILQ_FIRST(&h->late);
 		STAILQ_REMOVE_HEAD(&h->late, link);
-		if (p->serial == h->serial ||
-		    p->due_ns > world_now_ns(n->w)) {
+		if (p->serial == h->serial || p->due_ns > world_now_ns(n->w)) {
 			STAILQ_INSERT_TAIL(&h->late, p, link);
 			continue;
 		}
@@ -416,7 +415,8 @@ static void half_arrived(struct way *w, const struct parcel *p)
 		return;
 	if (p->serial != h->serial) {
 		/* Nobody knows that connection here. */
-		if (p->kind == PARCEL_DATA && other_half(h)->serial == p->serial)
+		if (p->kind == PARCEL_DATA &&
+		    other_half(h)->serial == p->serial)
 			way_put(&other_half(h)->in, PARCEL_END, p->serial, NULL,
 				0);
 		return;
@@ -748,8 +748,8 @@ void net_down(struct net *n, unsigned node, bool dark)
 				half_at(n, node, peer, (enum link_kind)k);
 			struct half *o = other_half(h);
 
-			uint64_t serial = o->serial != 0 ? o->serial
-							 : h->join->opening;
+			uint64_t serial =
+				o->serial != 0 ? o->serial : h->join->opening;
 
 			h->join->opening = 0;
 			way_clear(&h->in);
@@ -849,17 +849,16 @@ void net_reset(struct net *n, unsigned a, unsigned b)
 /* Is it so long that nothing can have come from there? */
 static bool is_silent(struct net *n, unsigned from, unsigned to)
 {
-	bool silent = net_is_cut(n, from, to) ||
-		      (is_node(from) &&
-		       (!n->up[from] || world_paused(n->w, from)));
+	bool silent =
+		net_is_cut(n, from, to) ||
+		(is_node(from) && (!n->up[from] || world_paused(n->w, from)));
 	uint64_t now = world_now_ns(n->w);
 
 	if (!silent)
 		n->silent_ns[from][to] = 0;
 	else if (n->silent_ns[from][to] == 0)
 		n->silent_ns[from][to] = now;
-	return silent &&
-	       now - n->silent_ns[from][to] >= n->cfg.dead_ms * MS;
+	return silent && now - n->silent_ns[from][to] >= n->cfg.dead_ms * MS;
 }
 
 static void half_sweep(struct half *h)
@@ -988,6 +987,11 @@ void net_free(struct net *n)
 			way_clear(&n->streams[a][k].down);
 		}
 	free(n);
+}
+
+uint64_t net_serial(const struct net *n)
+{
+	return n->serial;
 }
 
 bool net_quiet(const struct net *n)

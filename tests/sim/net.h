@@ -76,6 +76,8 @@ void net_clog(struct net *n, unsigned from, unsigned to, uint32_t ms);
 /* Every connection between the two is lost with what is on its way. */
 void net_reset(struct net *n, unsigned a, unsigned b);
 
+/* Connections so far: the number of the newest. */
+uint64_t net_serial(const struct net *n);
 /* Nothing of a client is on its way to a node, nothing on a bulk link. */
 bool net_quiet(const struct net *n);
 

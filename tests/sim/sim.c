@@ -15,6 +15,7 @@
 #include "tests/sim/farm.h"
 #include "tests/sim/ledger.h"
 #include "tests/sim/mutants.h"
+#include "tests/sim/points.h"
 #include "tests/sim/sweep.h"
 
 #define SECONDS_OF_A_TRIAL 60u
@@ -31,13 +32,15 @@ struct options {
 	bool loud;
 	bool quiet;
 	bool mutants;
+	bool points;
+	unsigned stride;
 	enum focus focus;
 	const char *regressions;
 	const char *mutant;
 	const char *only;
 };
 
-static struct options opt = { .jobs = 2 };
+static struct options opt = { .jobs = 2, .stride = 1 };
 
 static struct ledger ledger;
 /* As ./check counts. */
@@ -223,7 +226,10 @@ static _Noreturn void usage(int status)
 		"  --seconds N          fresh seeds for so long\n"
 		"  --sweep              a crash at every operation of the "
 		"disk\n"
-		"  --only NAME          with --sweep: this one\n"
+		"  --only NAME          with --sweep and --mutants: this one\n"
+		"  --points             a node of three ends at each "
+		"operation and message\n"
+		"  --stride N           with --points: at each n-th\n"
 		"  --mutant NAME        with seeds: this rule is left out\n"
 		"  --mutants            each of them, until it is caught\n"
 		"  --focus NAME         with seeds: trials of one kind\n"
@@ -290,6 +296,11 @@ static void parse(int argc, char **argv)
 			opt.only = value_of(argc, argv, &i);
 		} else if (strcmp(a, "--focus") == 0) {
 			opt.focus = focus_of(value_of(argc, argv, &i));
+		} else if (strcmp(a, "--points") == 0) {
+			opt.points = true;
+		} else if (strcmp(a, "--stride") == 0) {
+			opt.stride = (unsigned)strtoul(value_of(argc, argv, &i),
+						       NULL, 10);
 		} else if (strcmp(a, "--mutants") == 0) {
 			opt.mutants = true;
 		} else if (strcmp(a, "--sweep") == 0) {
@@ -304,7 +315,7 @@ static void parse(int argc, char **argv)
 			usage(strcmp(a, "--help") == 0 ? 0 : 2);
 		}
 	}
-	if (opt.jobs < 1 || opt.jobs > 16)
+	if (opt.jobs < 1 || opt.jobs > 16 || opt.stride < 1)
 		usage(2);
 	if (opt.mutant != NULL) {
 		mutant_now = mutant_parse(opt.mutant);
@@ -344,6 +355,8 @@ int main(int argc, char **argv)
 	}
 	if (opt.sweep)
 		sweep_all(opt.only, opt.quiet, &passed, &failed);
+	if (opt.points)
+		points_all(opt.jobs, opt.stride, opt.quiet, &passed, &failed);
 	if (opt.mutants)
 		mutants_all(opt.only, opt.quiet, &passed, &failed);
 	printf("# sim: %" PRIu64 " passed, %" PRIu64 " failed\n", passed,

@@ -7,10 +7,10 @@
 #define BIT(f) (UINT64_C(1) << (f))
 
 const char *const focus_names[FOCUSES] = {
-	[FOCUS_NONE] = "any",       [FOCUS_LONE] = "lone",
-	[FOCUS_QUIET] = "quiet",    [FOCUS_BULK] = "bulk",
-	[FOCUS_DAMAGE] = "damage",  [FOCUS_CHAINS] = "chains",
-	[FOCUS_KEYS] = "keys",      [FOCUS_VOTES] = "votes",
+	[FOCUS_NONE] = "any",        [FOCUS_LONE] = "lone",
+	[FOCUS_QUIET] = "quiet",     [FOCUS_BULK] = "bulk",
+	[FOCUS_DAMAGE] = "damage",   [FOCUS_CHAINS] = "chains",
+	[FOCUS_KEYS] = "keys",       [FOCUS_VOTES] = "votes",
 	[FOCUS_INSTALL] = "install", [FOCUS_OWNERS] = "owners",
 	[FOCUS_LIMITS] = "limits",
 };
@@ -44,10 +44,10 @@ static void draw_core(struct swarm *s, struct prng *p)
 	c->election_ms = chance(p, 80) ? 300 : between(p, 150, 1000);
 	c->heartbeat_ms = c->election_ms / 6;
 	c->spread = chance(p, 70);
-	c->trailing_entries = chance(p, 50) ? between(p, 0, 30)
-					    : between(p, 0, 400);
-	c->checkpoint_bytes = chance(p, 60) ? between(p, 32, 512) << 10
-					    : 16u << 20;
+	c->trailing_entries =
+		chance(p, 50) ? between(p, 0, 30) : between(p, 0, 400);
+	c->checkpoint_bytes =
+		chance(p, 60) ? between(p, 32, 512) << 10 : 16u << 20;
 }
 
 static void draw_net(struct swarm *s, struct prng *p)
@@ -61,8 +61,8 @@ static void draw_net(struct swarm *s, struct prng *p)
 		n->spike_per_10000 = between(p, 1, 200);
 		n->spike_ms = between(p, 1, 400);
 	}
-	n->bytes_per_us = chance(p, 80) ? between(p, 20, 1000)
-					: between(p, 2, 20);
+	n->bytes_per_us =
+		chance(p, 80) ? between(p, 20, 1000) : between(p, 2, 20);
 	n->queue_bytes = chance(p, 80) ? PEER_OUT_BYTES_MAX : 10u << 20;
 	n->dead_ms = 4 * s->core.election_ms;
 	n->hostile = chance(p, 25);
@@ -82,11 +82,11 @@ static void draw_faults(struct swarm *s, struct prng *p)
 	if (!chance(p, 35))
 		s->faults &= ~(BIT(FAULT_FLIP) | BIT(FAULT_FLIP_LIVE) |
 			       BIT(FAULT_LOST) | BIT(FAULT_MISDIRECTED));
-	if (!chance(p, 35))
+	if (!chance(p, 60))
 		s->faults &= ~(BIT(FAULT_EMPTY) | BIT(FAULT_OLDER) |
 			       BIT(FAULT_COPIED));
-	s->fault_ms = chance(p, 30) ? between(p, 50, 300)
-				    : between(p, 300, 2500);
+	s->fault_ms =
+		chance(p, 30) ? between(p, 50, 300) : between(p, 300, 2500);
 	s->unsynced_clock = chance(p, 30);
 	s->slow_syncs = chance(p, 12);
 	s->slow_storage = chance(p, 25);
@@ -115,8 +115,8 @@ static void draw_work(struct swarm *s, struct prng *p)
 	s->twice = chance(p, 50);
 	s->bulk = chance(p, 8);
 	s->fixed = chance(p, 20);
-	s->deadline_ms = chance(p, 70) ? between(p, 400, 2000)
-				       : between(p, 2000, 5000);
+	s->deadline_ms =
+		chance(p, 70) ? between(p, 400, 2000) : between(p, 2000, 5000);
 }
 
 static void draw_lone(struct swarm *s, struct prng *p)
@@ -153,8 +153,8 @@ static void draw_install(struct swarm *s, struct prng *p)
 	s->core.trailing_entries = between(p, 0, 5);
 	s->core.checkpoint_bytes = between(p, 16, 64) << 10;
 	s->core.window_ms = between(p, 0, 20);
-	s->faults |= BIT(FAULT_KILL) | BIT(FAULT_PARTITION) |
-		     BIT(FAULT_POINT) | BIT(FAULT_OP) | BIT(FAULT_PAUSE);
+	s->faults |= BIT(FAULT_KILL) | BIT(FAULT_PARTITION) | BIT(FAULT_POINT) |
+		     BIT(FAULT_OP) | BIT(FAULT_PAUSE);
 	s->think_ms = between(p, 2, 20);
 }
 
@@ -197,6 +197,10 @@ static void draw_focus(struct swarm *s, struct prng *p, enum focus focus)
 	case FOCUS_OWNERS:
 		s->faults |= BIT(FAULT_ALONE) | BIT(FAULT_PAUSE) |
 			     BIT(FAULT_ONE_WAY) | BIT(FAULT_TRANSFER);
+		s->fixed = true;
+		s->clients = 6;
+		s->keyed = 0;
+		s->deadline_ms = between(p, 1000, 3000);
 		return;
 	case FOCUS_LIMITS:
 		s->limiters = 3;

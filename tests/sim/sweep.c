@@ -70,7 +70,7 @@ static void body(const struct task *t, struct finding *out)
 	(void)trial_for(r, SWEEP_MS);
 	/* Told by what is left of the tally: nothing fired, nothing more to
 	 * sweep. */
-	out->tally.resets = world_faults_fired(r->w, TRIAL_NODE);
+	out->tally.rebuilds = world_faults_fired(r->w, TRIAL_NODE);
 	if (!trial_is_broken(r) &&
 	    r->machines[TRIAL_NODE].state == MACHINE_UP) {
 		trial_crash(r, TRIAL_NODE, now->crash, 1);
@@ -93,7 +93,7 @@ static void done(struct task *t, const struct finding *o, const char *report)
 		       now->name, t->seed, o->breach.invariant, o->breach.text,
 		       report);
 	}
-	if (o->tally.resets == 0 && t->seed < end)
+	if (o->tally.rebuilds == 0 && t->seed < end)
 		end = t->seed;
 }
 

@@ -119,9 +119,68 @@ TEST(a_power_cut_of_all)
 	teardown();
 }
 
+static struct shard_stats stats_of(unsigned i)
+{
+	struct shard_stats stats;
+
+	shard_stats(c.node[i].shard, &stats);
+	return stats;
+}
+
+static struct shard_view view_of(unsigned i)
+{
+	struct shard_view view;
+
+	shard_view(c.node[i].shard, &view);
+	return view;
+}
+
+static void first_segment(void *arg, const char *name, uint64_t bytes)
+{
+	char *first = arg;
+
+	(void)bytes;
+	if (strstr(name, ".seg") != NULL && first[0] == '\0')
+		(void)snprintf(first, 64, "%s", name);
+}
+
+/* A bit in the first batch that has any. */
+static void damage_log(unsigned i)
+{
+	char name[64] = "";
+	size_t bytes = 0;
+	uint8_t *p;
+	size_t at;
+
+	world_files(c.w, i, first_segment, name);
+	p = world_file(c.w, i, name, false, &bytes);
+	EXPECT_NOT_NULL(p);
+	for (at = 8192; at + 512 < bytes && p[at] == 0; at++)
+		;
+	free(p);
+	EXPECT_RC(world_flip(c.w, i, name, at + 3, 1), RC_OK);
+}
+
 static uint64_t storm_installs;
 static uint64_t storm_held;
 static uint64_t storm_entries;
+static uint64_t storm_damages;
+
+/* One at a time, while all others are whole: then nothing may be lost. */
+static void storm_damage(unsigned k)
+{
+	bool bad_state = world_random(c.w, 2) == 0;
+	unsigned i;
+
+	for (i = 0; i < c.n; i++)
+		if (!c.node[i].up || view_of(i).health != SHARD_WHOLE)
+			return;
+	cluster_kill(&c, k);
+	if (!bad_state)
+		damage_log(k);
+	(void)cluster_boot_bad(&c, k, bad_state);
+	storm_damages++;
+}
 
 /* Kills, power cuts and cuts of links at random; at the end all is healed. */
 static void storm(unsigned n, uint64_t seed, unsigned events)
@@ -135,7 +194,10 @@ static void storm(unsigned n, uint64_t seed, unsigned events)
 	cluster_boot_all(&c);
 	for (i = 0; i < events && c.wrong[0] == '\0'; i++) {
 		k = (unsigned)world_random(c.w, n);
-		switch (world_random(c.w, 6)) {
+		switch (world_random(c.w, 8)) {
+		case 6:
+			storm_damage(k);
+			break;
 		case 0:
 		case 1:
 			if (c.node[k].up) {
@@ -199,28 +261,12 @@ TEST(storms)
 		storm(seed % 4 == 0 ? 5 : 3, seed, 60);
 	}
 	if (seeds != NULL)
-		(void)printf("# %u entries, %u installs, %u held\n",
+		(void)printf("# %u entries, %u installs, %u damages, %u held\n",
 			     (unsigned)storm_entries, (unsigned)storm_installs,
-			     (unsigned)storm_held);
+			     (unsigned)storm_damages, (unsigned)storm_held);
 }
 
 /* ---- snapshots ---- */
-
-static struct shard_stats stats_of(unsigned i)
-{
-	struct shard_stats stats;
-
-	shard_stats(c.node[i].shard, &stats);
-	return stats;
-}
-
-static struct shard_view view_of(unsigned i)
-{
-	struct shard_view view;
-
-	shard_view(c.node[i].shard, &view);
-	return view;
-}
 
 /* A follower is down while more is written than the others keep for it. */
 static unsigned far_behind(uint64_t seed)
@@ -385,32 +431,6 @@ TEST(a_crash_at_every_step_of_an_install)
 }
 
 /* ---- damage ---- */
-
-static void first_segment(void *arg, const char *name, uint64_t bytes)
-{
-	char *first = arg;
-
-	(void)bytes;
-	if (strstr(name, ".seg") != NULL && first[0] == '\0')
-		(void)snprintf(first, 64, "%s", name);
-}
-
-/* A bit in the first batch that has any. */
-static void damage_log(unsigned i)
-{
-	char name[64] = "";
-	size_t bytes = 0;
-	uint8_t *p;
-	size_t at;
-
-	world_files(c.w, i, first_segment, name);
-	p = world_file(c.w, i, name, false, &bytes);
-	EXPECT_NOT_NULL(p);
-	for (at = 8192; at + 512 < bytes && p[at] == 0; at++)
-		;
-	free(p);
-	EXPECT_RC(world_flip(c.w, i, name, at + 3, 1), RC_OK);
-}
 
 TEST(a_damaged_log_is_rebuilt_from_a_leader)
 {
@@ -834,4 +854,408 @@ TEST(so3_a_vote_is_durable_before_it_leaves)
 
 	for (seed = 30; seed < 40; seed++)
 		vote_and_forget(seed);
+}
+
+/* ---- partial partitions ---- */
+
+/* What `from` sends does not reach `to`; the other way it does. */
+static void deafen(unsigned from, unsigned to, bool on)
+{
+	unsigned k;
+
+	for (k = 0; k < LINKS; k++)
+		fake_net_end(&c.net, from + 1, to + 1, (enum link_kind)k)
+			->lose = on ? UINT32_MAX : 0;
+}
+
+/* A link that loses messages is broken: transport drops it when it notices.
+ * Here it never does, as with a cable that is cut one way. */
+static void expect_back(int was, uint64_t ms)
+{
+	uint64_t at = world_now_ms(c.w);
+	unsigned i;
+
+	for (i = 0;
+	     i < 400 && (cluster_leader(&c) == was || cluster_leader(&c) < 0);
+	     i++)
+		cluster_run(&c, 10);
+	EXPECT_STR(c.wrong, "");
+	EXPECT_TRUE(cluster_leader(&c) >= 0);
+	EXPECT_TRUE(cluster_leader(&c) != was);
+	EXPECT_TRUE(world_now_ms(c.w) - at < ms);
+}
+
+/* The leader and one follower do not see each other, the third sees both: the
+ * leader stays, and so does the term. */
+TEST(nw1_a_follower_without_its_leader)
+{
+	uint64_t term;
+	unsigned a;
+	int l;
+
+	setup(3, 40);
+	cluster_boot_all(&c);
+	l = cluster_elect(&c);
+	cluster_write(&c, 5);
+	term = shard_term(c.node[l].shard);
+	a = (unsigned)(l + 1) % 3;
+	cluster_cut(&c, (unsigned)l, a);
+	cluster_run(&c, 30000);
+	EXPECT_INT(cluster_leader(&c), l);
+	EXPECT_UINT(shard_term(c.node[l].shard), term);
+	cluster_write(&c, 5);
+	cluster_heal(&c);
+	cluster_settle(&c);
+	EXPECT_INT(cluster_leader(&c), l);
+	EXPECT_UINT(shard_term(c.node[a].shard), term);
+	teardown();
+}
+
+/* Five in a chain, the leader in the middle. */
+TEST(nw2_a_chain_of_five)
+{
+	static const unsigned far[][2] = { { 0, 2 }, { 0, 3 }, { 0, 4 },
+					   { 1, 3 }, { 1, 4 }, { 2, 4 } };
+	uint64_t term;
+	unsigned i;
+	int l = -1;
+
+	setup(5, 41);
+	cluster_boot_all(&c);
+	for (i = 0; i < 20 && l != 2; i++) {
+		l = cluster_elect(&c);
+		cluster_write(&c, 3);
+		if (l != 2)
+			(void)shard_transfer(c.node[l].shard, 3);
+		cluster_run(&c, 500);
+		l = cluster_leader(&c);
+	}
+	EXPECT_INT(l, 2);
+	term = shard_term(c.node[2].shard);
+	for (i = 0; i < 6; i++)
+		cluster_cut(&c, far[i][0], far[i][1]);
+	cluster_run(&c, 20000);
+	EXPECT_INT(cluster_leader(&c), 2);
+	EXPECT_UINT(shard_term(c.node[2].shard), term);
+	cluster_write(&c, 5);
+	cluster_heal(&c);
+	cluster_settle(&c);
+	teardown();
+}
+
+/* The leader is heard by all and hears nobody. */
+TEST(nw3_a_deaf_leader)
+{
+	unsigned k;
+	int was;
+
+	setup(3, 42);
+	cluster_boot_all(&c);
+	was = cluster_elect(&c);
+	cluster_write(&c, 5);
+	for (k = 0; k < 3; k++)
+		if ((int)k != was)
+			deafen(k, (unsigned)was, true);
+	expect_back(was, 2 * c.election_ms + c.election_ms + 900);
+	cluster_write(&c, 5);
+	for (k = 0; k < 3; k++)
+		if ((int)k != was)
+			deafen(k, (unsigned)was, false);
+	cluster_settle(&c);
+	teardown();
+}
+
+TEST(nw4_a_mute_leader)
+{
+	unsigned k;
+	int was;
+
+	setup(3, 43);
+	cluster_boot_all(&c);
+	was = cluster_elect(&c);
+	cluster_write(&c, 5);
+	for (k = 0; k < 3; k++)
+		if ((int)k != was)
+			deafen((unsigned)was, k, true);
+	expect_back(was, 3 * c.election_ms);
+	cluster_write(&c, 5);
+	for (k = 0; k < 3; k++)
+		if ((int)k != was)
+			deafen((unsigned)was, k, false);
+	cluster_settle(&c);
+	teardown();
+}
+
+/* A node that was alone for long comes back and costs nobody the office. */
+TEST(nw7_a_node_returns)
+{
+	uint64_t term;
+	unsigned a;
+	int l;
+
+	setup(3, 44);
+	cluster_boot_all(&c);
+	l = cluster_elect(&c);
+	a = (unsigned)(l + 1) % 3;
+	cluster_write(&c, 5);
+	term = shard_term(c.node[l].shard);
+	cluster_isolate(&c, a);
+	cluster_run(&c, 20000);
+	cluster_write(&c, 5);
+	cluster_heal(&c);
+	cluster_settle(&c);
+	cluster_run(&c, 5000);
+	EXPECT_INT(cluster_leader(&c), l);
+	EXPECT_UINT(shard_term(c.node[l].shard), term);
+	teardown();
+}
+
+/* NW6: a link that comes and goes every second. */
+TEST(nw6_a_link_that_flaps)
+{
+	uint64_t term;
+	unsigned i;
+	int l;
+
+	setup(3, 45);
+	cluster_boot_all(&c);
+	l = cluster_elect(&c);
+	cluster_write(&c, 5);
+	term = shard_term(c.node[l].shard);
+	for (i = 0; i < 60; i++) {
+		cluster_cut(&c, (unsigned)l, (unsigned)(l + 1) % 3);
+		cluster_run(&c, 1000);
+		cluster_heal(&c);
+		cluster_run(&c, 1000);
+	}
+	EXPECT_STR(c.wrong, "");
+	/* At most one change in ten seconds. */
+	EXPECT_TRUE(shard_term(c.node[l].shard) - term <= 12);
+	cluster_write(&c, 5);
+	cluster_settle(&c);
+	teardown();
+}
+
+/* SO2: the new leader's own disk is slow, its followers' are not: what it
+ * commits by them it applies when it has it itself. */
+TEST(so2_a_leader_with_a_slow_disk)
+{
+	unsigned slow;
+	unsigned i;
+	int l;
+
+	setup(3, 46);
+	cluster_boot_all(&c);
+	l = cluster_elect(&c);
+	cluster_write(&c, 10);
+	slow = (unsigned)(l + 1) % 3;
+	world_sync_time(c.w, slow, 150000, 200000, 0, 0);
+	EXPECT_RC(shard_transfer(c.node[l].shard, slow + 1), RC_OK);
+	for (i = 0; i < 200 && cluster_leader(&c) != (int)slow; i++)
+		cluster_run(&c, 20);
+	EXPECT_INT(cluster_leader(&c), (int)slow);
+	for (i = 0; i < 20; i++) {
+		cluster_propose(&c, 3);
+		cluster_run(&c, 50);
+		EXPECT_TRUE(shard_applied_index(c.node[slow].shard) <=
+			    shard_durable_index(c.node[slow].shard));
+	}
+	EXPECT_STR(c.wrong, "");
+	/* It loses what it has not synced, and nothing that was told. */
+	cluster_cut_power(&c, slow);
+	world_sync_time(c.w, slow, 50, 400, 0, 0);
+	(void)cluster_elect(&c);
+	cluster_boot(&c, slow);
+	cluster_write(&c, 5);
+	cluster_settle(&c);
+	teardown();
+}
+
+/* SO8: a volume that was rolled back under a running name. */
+TEST(so8_a_log_that_ends_below_what_it_acknowledged)
+{
+	const struct shard_peer *p = NULL;
+	struct shard_view view;
+	uint64_t before;
+	unsigned f;
+	unsigned i;
+	int l;
+
+	setup(3, 50);
+	cluster_boot_all(&c);
+	l = cluster_elect(&c);
+	f = (unsigned)(l + 1) % 3;
+	cluster_write(&c, 10);
+	cluster_settle(&c);
+	before = shard_last_index(c.node[f].shard);
+	world_clone(c.w, f, 4);
+	cluster_write(&c, 20);
+	cluster_settle(&c);
+	cluster_run(&c, 500);
+	cluster_kill(&c, f);
+	world_clone(c.w, 4, f);
+	cluster_boot(&c, f);
+	cluster_run(&c, 2000);
+	EXPECT_INT(cluster_leader(&c), l);
+	view = view_of((unsigned)l);
+	for (i = 0; i < view.peers_n; i++)
+		if (view.peers[i].node_id == f + 1)
+			p = &view.peers[i];
+	EXPECT_NOT_NULL(p);
+	EXPECT_TRUE(p->refused);
+	/* It is not levelled as if nothing had happened, nor made a leader. */
+	EXPECT_UINT(shard_last_index(c.node[f].shard), before);
+	EXPECT_RC(shard_transfer(c.node[l].shard, f + 1), RC_NO_QUORUM);
+	cluster_write(&c, 5);
+	EXPECT_UINT(shard_last_index(c.node[f].shard), before);
+	teardown();
+}
+
+/* A leader that is idle speaks on a grid, with all other shards of its node. */
+TEST(heartbeats_share_their_turns)
+{
+	uint64_t out = 0;
+	unsigned beats = 0;
+	uint64_t until;
+	int l;
+
+	setup(3, 51);
+	cluster_boot_all(&c);
+	l = cluster_elect(&c);
+	cluster_write(&c, 5);
+	cluster_run(&c, 1000);
+	until = world_now_ms(c.w) + 2000;
+	out = stats_of((unsigned)l).messages_out;
+	while (world_now_ms(c.w) < until) {
+		EXPECT_TRUE(cluster_step(&c));
+		if (stats_of((unsigned)l).messages_out == out)
+			continue;
+		EXPECT_UINT(stats_of((unsigned)l).messages_out - out, 2);
+		out += 2;
+		beats++;
+		/* Timers come up to a millisecond late. */
+		EXPECT_TRUE(env_now_ms(c.node[l].env) % 10 <= 1);
+	}
+	EXPECT_TRUE(beats >= 30);
+	EXPECT_TRUE(beats <= 41);
+	teardown();
+}
+
+/* Two of five have lost their logs: three can say what is committed. */
+TEST(two_damaged_logs_of_five)
+{
+	unsigned a;
+	unsigned b;
+	int l;
+
+	setup(5, 52);
+	cluster_boot_all(&c);
+	l = cluster_elect(&c);
+	cluster_write(&c, 30);
+	cluster_settle(&c);
+	a = (unsigned)(l + 1) % 5;
+	b = (unsigned)(l + 2) % 5;
+	cluster_kill(&c, a);
+	cluster_kill(&c, b);
+	damage_log(a);
+	damage_log(b);
+	cluster_boot(&c, a);
+	cluster_boot(&c, b);
+	EXPECT_INT(view_of(a).health, SHARD_LOG_BAD);
+	EXPECT_INT(view_of(b).health, SHARD_LOG_BAD);
+	cluster_write(&c, 5);
+	cluster_settle(&c);
+	EXPECT_INT(view_of(a).health, SHARD_WHOLE);
+	EXPECT_INT(view_of(b).health, SHARD_WHOLE);
+	teardown();
+}
+
+/* What `node reset` leaves: a formatted disk under an old id. */
+TEST(a_disk_that_was_reset)
+{
+	uint64_t term;
+	unsigned f;
+	int l;
+
+	setup(3, 53);
+	cluster_boot_all(&c);
+	l = cluster_elect(&c);
+	cluster_write(&c, 30);
+	cluster_settle(&c);
+	f = (unsigned)(l + 1) % 3;
+	cluster_kill(&c, f);
+	world_wipe(c.w, f);
+	cr_format(&c, f);
+	(void)cluster_boot_bad(&c, f, true);
+	EXPECT_INT(view_of(f).health, SHARD_LOG_BAD);
+	EXPECT_HAS(view_of(f).why, "its disk was reset");
+	term = shard_term(c.node[l].shard);
+	cluster_write(&c, 5);
+	cluster_settle(&c);
+	EXPECT_INT(view_of(f).health, SHARD_WHOLE);
+	EXPECT_TRUE(shard_term(c.node[f].shard) > term);
+	teardown();
+}
+
+/* The state goes bad while the node leads: another leads, and sends its own. */
+TEST(a_leader_whose_state_goes_bad)
+{
+	int was;
+	int l;
+
+	setup(3, 54);
+	cluster_boot_all(&c);
+	was = cluster_elect(&c);
+	cluster_write(&c, 30);
+	c.node[was].state_bad = true;
+	shard_state_lost(c.node[was].shard,
+			 &(struct detail){ .text = "a page fails" });
+	cluster_run(&c, 1000);
+	EXPECT_STR(c.wrong, "");
+	l = cluster_leader(&c);
+	EXPECT_TRUE(l >= 0);
+	EXPECT_TRUE(l != was);
+	cluster_write(&c, 10);
+	cluster_settle(&c);
+	EXPECT_INT(view_of((unsigned)was).health, SHARD_WHOLE);
+	EXPECT_UINT(c.node[was].generation, 1);
+	teardown();
+}
+
+/* Two of five have lost their ballots: each is no candidate to the other, and
+ * the three can tell. Two of three is too many. */
+TEST(two_disks_that_were_reset)
+{
+	unsigned n;
+	unsigned a;
+	unsigned b;
+	int l;
+
+	for (n = 3; n <= 5; n += 2) {
+		setup(n, 55);
+		cluster_boot_all(&c);
+		l = cluster_elect(&c);
+		cluster_write(&c, 30);
+		cluster_settle(&c);
+		a = (unsigned)(l + 1) % n;
+		b = (unsigned)(l + 2) % n;
+		cluster_kill(&c, a);
+		cluster_kill(&c, b);
+		world_wipe(c.w, a);
+		world_wipe(c.w, b);
+		cr_format(&c, a);
+		cr_format(&c, b);
+		(void)cluster_boot_bad(&c, a, true);
+		(void)cluster_boot_bad(&c, b, true);
+		if (n == 5) {
+			cluster_write(&c, 5);
+			cluster_settle(&c);
+		}
+		cluster_run(&c, 5000);
+		EXPECT_INT(view_of(a).health,
+			   n == 5 ? SHARD_WHOLE : SHARD_LOG_BAD);
+		EXPECT_INT(view_of(b).health,
+			   n == 5 ? SHARD_WHOLE : SHARD_LOG_BAD);
+		teardown();
+	}
 }

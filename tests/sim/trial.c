@@ -12,15 +12,16 @@
 #include "node/base/logline.h"
 #include "node/core/bridge.h"
 #include "objects/db_vfs.h"
+#include "objects/directory_class.h"
 #include "tests/sim/faults.h"
 #include "tests/sim/load.h"
 #include "tests/sim/memdisk.h"
 #include "tests/sim/watch.h"
 
-#define CLOSE_MS       (DEADLINE_MAX_MS + 30000u)
-#define BOOT_AGAIN_MS  20u
-#define LEVEL_LOOK_MS  50u
-#define BOOTS_BAD_MAX  50u
+#define CLOSE_MS      (DEADLINE_MAX_MS + 30000u)
+#define BOOT_AGAIN_MS 20u
+#define LEVEL_LOOK_MS 50u
+#define BOOTS_BAD_MAX 50u
 
 /* node/base/logline.h has one sink. */
 static struct trial *current;
@@ -104,6 +105,8 @@ static void seen_op(void *arg, enum world_op op, const char *name)
 
 	if (op == WORLD_SYNC && strncmp(name, "log/", 4) == 0)
 		m->log_syncs++;
+	if (m->r->at_op != NULL)
+		m->r->at_op(m->r, m->n, op, name);
 	if (m->r->faults != NULL)
 		faults_op(m->r->faults, m->n, op, name);
 }
@@ -114,6 +117,8 @@ static void seen_leaving(void *arg, unsigned from, unsigned to,
 	struct trial *r = arg;
 
 	faults_leaving(r->faults, from);
+	if (r->at_send != NULL)
+		r->at_send(r, from);
 	if (world_alive(r->w, from))
 		watch_message(r->watch, from, to, kind, p, n);
 }
@@ -137,8 +142,21 @@ static void sqlite_random(void *arg, void *out, size_t n)
 		*p++ = (uint8_t)prng_next(arg);
 }
 
-static struct pack_bytes principal_of(unsigned client)
+/* The bytes outlive every call. */
+static struct pack_bytes operator_at(unsigned node)
 {
+	static char names[NET_NODES_MAX][24];
+
+	(void)snprintf(names[node], sizeof(names[node]), "unix:n%u:0",
+		       node + 1);
+	return (struct pack_bytes){ (const uint8_t *)names[node],
+				    strlen(names[node]) };
+}
+
+static struct pack_bytes principal_of(unsigned client, unsigned node)
+{
+	if (client == TRIAL_OPERATOR)
+		return operator_at(node);
 	return load_principal(client % current->swarm.principals);
 }
 
@@ -164,7 +182,8 @@ static void draw_id(struct trial *r, uint8_t id[ID_BYTES])
 		id[i] = (uint8_t)(1 + trial_random(r, 255));
 }
 
-static enum rc format(struct trial *r, unsigned node, struct detail *why)
+static enum rc format(struct trial *r, unsigned node, bool lost,
+		      struct detail *why)
 {
 	struct member members[NET_NODES_MAX] = { 0 };
 	struct identity id = { .node_id = node + 1,
@@ -183,14 +202,15 @@ static enum rc format(struct trial *r, unsigned node, struct detail *why)
 	memcpy(id.cluster_id, r->cluster_id, ID_BYTES);
 	memcpy(id.hash_key, r->hash_key, ID_BYTES);
 	memcpy(id.incarnation, r->machines[node].incarnation, ID_BYTES);
-	return core_format(world_disk(r->w, node), world_env(r->w, node), &id,
-			   members, r->swarm.nodes, why);
+	return (lost ? core_format_lost : core_format)(
+		world_disk(r->w, node), world_env(r->w, node), &id, members,
+		r->swarm.nodes, why);
 }
 
-bool trial_format(struct trial *r, unsigned node)
+bool trial_format(struct trial *r, unsigned node, bool lost)
 {
 	struct detail why = { { 0 }, { 0 } };
-	enum rc rc = format(r, node, &why);
+	enum rc rc = format(r, node, lost, &why);
 
 	if (rc != RC_OK)
 		trial_breach(r, "format", "%s: %s", rc_name(rc), why.text);
@@ -206,15 +226,23 @@ static void grants_set(struct trial *r)
 			   .rights = RIGHT_READ | RIGHT_WRITE | RIGHT_ADMIN };
 	uint32_t i;
 
-	CHECK(r->swarm.principals < ARRAY_LEN(r->grants));
+	CHECK(r->swarm.principals + 1 + r->swarm.nodes <= ARRAY_LEN(r->grants));
 	for (i = 0; i < r->swarm.principals; i++) {
 		(void)snprintf(g.principal, sizeof(g.principal), "%s",
 			       (const char *)load_principal(i).p);
-		r->grants[i] = g;
+		r->grants[r->grants_n++] = g;
 	}
 	(void)snprintf(g.principal, sizeof(g.principal),
 		       "object:default/dev/relay");
-	r->grants[i] = g;
+	r->grants[r->grants_n++] = g;
+	(void)snprintf(g.tenant, sizeof(g.tenant), DIRECTORY_TENANT);
+	(void)snprintf(g.env, sizeof(g.env), DIRECTORY_ENV);
+	(void)snprintf(g.cls, sizeof(g.cls), DIRECTORY_CLASS);
+	for (i = 0; i < r->swarm.nodes; i++) {
+		(void)snprintf(g.principal, sizeof(g.principal), "%s",
+			       (const char *)operator_at(i).p);
+		r->grants[r->grants_n++] = g;
+	}
 }
 
 static void machine_init(struct trial *r, unsigned node)
@@ -256,7 +284,7 @@ struct trial *trial_new(uint64_t seed, const struct swarm *swarm)
 	for (i = 0; i < swarm->nodes; i++)
 		machine_init(r, i);
 	for (i = 0; i < swarm->nodes && !trial_is_broken(r); i++)
-		(void)trial_format(r, i);
+		(void)trial_format(r, i, false);
 	r->watch = watch_new(r);
 	r->faults = faults_new(r);
 	r->load = load_new(r);
@@ -307,12 +335,13 @@ static void machine_up(struct machine *m)
 	const struct directory_config cfg = {
 		.ttl_ms = DIRECTORY_TTL_MS,
 		.grants = r->grants,
-		.grants_n = r->swarm.principals + 1,
+		.grants_n = r->grants_n,
 	};
 
 	m->state = MACHINE_UP;
 	m->boots++;
 	m->up_ms = trial_now(r);
+	m->serial = net_serial(r->net);
 	CHECK(directory_new(m->core, m->bind, &cfg, NULL, NULL,
 			    &m->directory) == RC_OK);
 	m->door = door_new(r->w, r->net, m->n, m->core, principal_of);
@@ -351,8 +380,14 @@ static void machine_down(struct machine *m, enum crash kind, uint64_t ms)
 
 	m->state = MACHINE_DOWN;
 	m->ready = false;
+	m->down_ms = trial_now(r);
 	m->ending = CRASH_KILL;
 	m->boot_ms = ms == CHECK_NEVER ? CHECK_NEVER : trial_now(r) + ms;
+	/* A volume that was rolled back and starts often enough counts beyond
+	 * what its peers know: nobody promises to see that. */
+	if (m->foreign && m->boots > 0 && kind != CRASH_CLOSE &&
+	    m->foreign_boot == m->boots)
+		m->boot_ms = CHECK_NEVER;
 	net_down(r->net, m->n, kind == CRASH_POWER);
 	if (kind == CRASH_POWER)
 		world_power_cut(r->w, m->n);
@@ -435,7 +470,7 @@ void trial_crash(struct trial *r, unsigned node, enum crash kind, uint64_t ms)
 
 	PRE(kind != CRASH_CLOSE);
 	trial_trace(r, "n%u ends (%s)%s%s%s", node + 1,
-		    kind == CRASH_POWER ? "power"
+		    kind == CRASH_POWER  ? "power"
 		    : kind == CRASH_KILL ? "kill"
 					 : "failed write",
 		    world_crashed(r->w, node) ? " at an operation" : "",
@@ -575,6 +610,13 @@ int trial_owner(const struct trial *r, uint32_t shard)
 
 /* ----------------------------------------------------------------- the end */
 
+/* A ballot that is lost needs the word of every other voter (DESIGN D4). */
+static bool may_wait(const struct trial *r, const struct machine *m,
+		     uint32_t core_set)
+{
+	return (m->fresh || m->sick) && core_set != (1u << r->swarm.nodes) - 1;
+}
+
 /* Why it has not come together; "" when it has. */
 static void look_level(struct trial *r, uint32_t core_set, char why[300])
 {
@@ -605,6 +647,8 @@ static void look_level(struct trial *r, uint32_t core_set, char why[300])
 			}
 			is = bridge_shard(core_bridge(m->core, s));
 			shard_view(is, &v);
+			if (v.health != SHARD_WHOLE && may_wait(r, m, core_set))
+				continue;
 			if (v.health != SHARD_WHOLE)
 				(void)snprintf(why, 300,
 					       "shard %u of n%u is not whole "
@@ -639,16 +683,15 @@ static void show_all(struct trial *r)
 		}
 		for (k = 0; k < r->swarm.nodes; k++)
 			if (k != i)
-				trial_trace(r,
-					    "  n%u to n%u: greeted %" PRIu64
-					    ", %" PRIu64,
-					    i + 1, k + 1,
-					    transport_epoch(
-						    core_transport(m->core),
-						    CHANNEL_RAFT, k + 1),
-					    transport_epoch(
-						    core_transport(m->core),
-						    CHANNEL_CALL, k + 1));
+				trial_trace(
+					r,
+					"  n%u to n%u: greeted %" PRIu64
+					", %" PRIu64,
+					i + 1, k + 1,
+					transport_epoch(core_transport(m->core),
+							CHANNEL_RAFT, k + 1),
+					transport_epoch(core_transport(m->core),
+							CHANNEL_CALL, k + 1));
 		for (s = 0; s < r->swarm.shards; s++) {
 			const struct shard *sh =
 				bridge_shard(core_bridge(m->core, s));
@@ -672,8 +715,8 @@ static void show_all(struct trial *r)
 static uint32_t draw_core(struct trial *r)
 {
 	uint32_t majority = r->swarm.nodes / 2 + 1;
-	uint32_t want = majority +
-			(uint32_t)trial_random(r, r->swarm.nodes - majority + 1);
+	uint32_t want = majority + (uint32_t)trial_random(
+					   r, r->swarm.nodes - majority + 1);
 	uint32_t set = 0;
 	uint32_t n = 0;
 	unsigned at = (unsigned)trial_random(r, r->swarm.nodes);
@@ -686,7 +729,8 @@ static uint32_t draw_core(struct trial *r)
 			unsigned node = (at + i) % r->swarm.nodes;
 			const struct machine *m = &r->machines[node];
 
-			if (m->foreign || (round == 0 && m->sick) ||
+			if (m->foreign ||
+			    (round == 0 && (m->sick || m->fresh)) ||
 			    (set & 1u << node) != 0)
 				continue;
 			set |= 1u << node;
@@ -847,8 +891,7 @@ static bool restart_all(struct trial *r, uint32_t core_set)
 	trial_trace(r, "all lose power");
 	for (i = 0; i < r->swarm.nodes; i++)
 		if (r->machines[i].state != MACHINE_DOWN)
-			trial_crash(r, i, CRASH_POWER,
-				    trial_random(r, 1000));
+			trial_crash(r, i, CRASH_POWER, trial_random(r, 1000));
 	do {
 		if (!trial_for(r, LEVEL_LOOK_MS))
 			return false;

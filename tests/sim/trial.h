@@ -30,13 +30,15 @@
 #include "tests/sim/prng.h"
 #include "tests/sim/world.h"
 
-#define TRIAL_NODE      0u /* Of a trial with one. */
-#define TRIAL_LINES     300u
-#define TRIAL_SHARDS    8u
-#define TRIAL_SEGMENT   (1u << 20)
-#define TRIAL_HEALS_MS  30000u
-#define TRIAL_SCRATCH   7u /* Nodes of the world that never boot. */
-#define TRIAL_STASH     6u
+#define TRIAL_NODE     0u /* Of a trial with one. */
+#define TRIAL_LINES    300u
+#define TRIAL_SHARDS   8u
+#define TRIAL_SEGMENT  (1u << 20)
+#define TRIAL_HEALS_MS 30000u
+#define TRIAL_SCRATCH  7u /* Nodes of the world that never boot. */
+#define TRIAL_STASH    6u
+/* The client of who runs the cluster: a local user of each node. */
+#define TRIAL_OPERATOR (NET_CLIENTS_MAX - 1)
 
 /* How a node ends. */
 enum crash {
@@ -56,17 +58,18 @@ enum fault {
 	FAULT_OP,        /* It ends at some operation of its disk, */
 	FAULT_POINT,     /* or between a sync and what is sent after it. */
 	FAULT_EIO,
-	FAULT_NO_SPACE, /* One operation fails for it. */
-	FAULT_FULL,     /* The disk is full for a while. */
-	FAULT_SLOW,     /* Some syncs take 400 ms, */
-	FAULT_HANG,     /* one takes seconds. */
-	FAULT_FLIP,     /* Bits of a disk change while nobody looks, */
+	FAULT_NO_SPACE,  /* One operation fails for it. */
+	FAULT_FULL,      /* The disk is full for a while. */
+	FAULT_SLOW,      /* Some syncs take 400 ms, */
+	FAULT_HANG,      /* one takes seconds. */
+	FAULT_FLIP,      /* Bits of a disk change while nobody looks, */
 	FAULT_FLIP_LIVE, /* or under a node that runs. */
 	FAULT_LOST,
 	FAULT_MISDIRECTED,
-	FAULT_EMPTY,  /* The disk comes back empty, formatted anew; */
-	FAULT_OLDER,  /* as it was some time ago; */
-	FAULT_COPIED, /* as a copy of another's, or of itself. */
+	FAULT_EMPTY,   /* The disk comes back empty, formatted anew; */
+	FAULT_OLDER,   /* as it was some time ago; */
+	FAULT_COPIED,  /* as a copy of another's, or of itself. */
+	FAULT_READMIT, /* A lost disk is replaced: `holdfast node reset`. */
 	FAULT_PAUSE,
 	FAULT_SUSPEND,
 	FAULT_JUMP,
@@ -159,7 +162,6 @@ struct tally {
 	uint64_t exports;
 	uint64_t rebuilds; /* Shards that came back from damage. */
 	uint64_t refused;  /* Nodes that peers, or themselves, refused. */
-	uint64_t resets;   /* Of nodes that lost their disk. */
 	uint64_t forwards; /* Messages of the bulk links. */
 	uint64_t messages;
 	uint64_t late;
@@ -202,11 +204,17 @@ struct machine {
 	enum crash ending; /* What its next end is. */
 	uint8_t incarnation[ID_BYTES];
 	uint64_t boots;
-	uint64_t up_ms; /* Since then. */
+	uint64_t up_ms;  /* Since then, */
+	uint64_t serial; /* and all connections that are newer. */
 	/* Its disk may lie, from a fault on until the end of the trial. */
 	bool sick;
-	/* Its disk is not the one that its peers know: they must refuse it. */
+	/* Its disk is not the one that its peers know, from that boot on: they
+	 * must refuse it. */
 	bool foreign;
+	uint64_t foreign_boot;
+	/* It was reset, and is not whole yet: it knows neither vote nor log. */
+	bool fresh;
+	uint64_t down_ms;   /* Since then. */
 	uint64_t log_syncs; /* Of log/. */
 };
 
@@ -220,7 +228,8 @@ struct trial {
 	struct machine machines[NET_NODES_MAX];
 	uint8_t cluster_id[ID_BYTES];
 	uint8_t hash_key[ID_BYTES];
-	struct grant grants[8];
+	struct grant grants[8 + NET_NODES_MAX];
+	size_t grants_n;
 	struct load *load;
 	struct watch *watch;
 	struct faults *faults;
@@ -232,6 +241,11 @@ struct trial {
 	unsigned lines;
 	char (*line)[200];
 	bool loud; /* Trace lines go to stderr at once. */
+	/* Before each operation of a disk, before each message between nodes:
+	 * may add faults, may end the node, may fork. NULL: nobody. */
+	void (*at_op)(struct trial *r, unsigned node, enum world_op op,
+		      const char *name);
+	void (*at_send)(struct trial *r, unsigned node);
 };
 
 /* What the seed says. */
@@ -256,8 +270,9 @@ void swarm_draw(struct swarm *s, uint64_t seed, enum focus focus);
 struct trial *trial_new(uint64_t seed, const struct swarm *swarm);
 void trial_free(struct trial *r);
 
-/* The founder's data directory, on an empty disk. False: a breach. */
-bool trial_format(struct trial *r, unsigned node);
+/* The founder's data directory, on an empty disk; `lost`: that of a member
+ * whose disk was lost. False: a breach. */
+bool trial_format(struct trial *r, unsigned node, bool lost);
 
 /*
  * Boot a node. RC_OK: it runs. RC_IO: it met a planned crash or failure, and is

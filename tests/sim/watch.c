@@ -22,7 +22,7 @@
 #define STILL_MAX   20000u
 #define SAMPLES_MAX 10u
 #define LOOK_EVERY  16u
-#define HASH_MS     2000u
+#define HASH_MS     10000u
 
 #define FRAME_READY   2u
 #define FRAME_RECORDS 3u
@@ -323,6 +323,16 @@ static void saw_record(struct watch *w, unsigned from, unsigned to,
 		saw_round(w, from, p, n);
 }
 
+/* It goes to who runs now, not to who ran before. */
+static bool is_of_now(struct watch *w, unsigned from, unsigned to,
+		      enum link_kind kind)
+{
+	struct link *l = net_link(w->r->net, from, kind);
+	const struct machine *m = &w->r->machines[to];
+
+	return m->state == MACHINE_UP && l->ops->epoch(l, to + 1) > m->serial;
+}
+
 void watch_message(struct watch *w, unsigned from, unsigned to,
 		   enum link_kind kind, const uint8_t *p, size_t n)
 {
@@ -336,7 +346,7 @@ void watch_message(struct watch *w, unsigned from, unsigned to,
 		r->tally.forwards++;
 	/* Nobody may speak with a disk that he does not know. */
 	if (p[1] == FRAME_READY && r->machines[to].foreign &&
-	    !r->machines[from].foreign) {
+	    !r->machines[from].foreign && is_of_now(w, from, to, kind)) {
 		trial_breach(r, "I12",
 			     "n%u takes n%u for a member, and its disk is "
 			     "another",
@@ -502,9 +512,8 @@ static void check_storage(struct watch *w, unsigned node, uint32_t s,
 	if (storage_stored(st) > storage_applied(st) ||
 	    storage_checkpointed(st) > storage_stored(st))
 		trial_breach(w->r, "I3",
-			     "n%u, shard %u: %" PRIu64
-			     " checkpointed, %" PRIu64 " stored, %" PRIu64
-			     " applied",
+			     "n%u, shard %u: %" PRIu64 " checkpointed, %" PRIu64
+			     " stored, %" PRIu64 " applied",
 			     node + 1, s, storage_checkpointed(st),
 			     storage_stored(st), storage_applied(st));
 }
@@ -541,8 +550,7 @@ static void check_memory(struct watch *w, unsigned node, uint32_t s,
 	const struct machine *m = &w->r->machines[node];
 
 	v->begun = true;
-	if (!m->sick && !m->foreign &&
-	    shard_term(sh) < w->shards[s].told[node])
+	if (!m->sick && !m->foreign && shard_term(sh) < w->shards[s].told[node])
 		trial_breach(w->r, "I3",
 			     "n%u begins shard %u in term %" PRIu64
 			     ", and told its peers of term %" PRIu64,
@@ -769,10 +777,23 @@ static void compare(struct watch *w, uint32_t s)
 	}
 }
 
+static bool all_hashed(const struct watch *w)
+{
+	uint32_t s;
+	unsigned i;
+
+	for (s = 0; s < TRIAL_SHARDS; s++)
+		for (i = 0; i < NET_NODES_MAX; i++)
+			if (w->hashes[s][i].asked && !w->hashes[s][i].done)
+				return false;
+	return true;
+}
+
 void watch_level(struct watch *w)
 {
 	struct trial *r = w->r;
 	struct machine *m;
+	uint64_t end;
 	uint32_t s;
 	unsigned i;
 
@@ -783,14 +804,21 @@ void watch_level(struct watch *w)
 			continue;
 		for (s = 0; s < r->swarm.shards; s++) {
 			struct hashed *x = &w->hashes[s][i];
+			struct shard_view v;
 
+			shard_view(bridge_shard(core_bridge(m->core, s)), &v);
+			if (v.health != SHARD_WHOLE)
+				continue;
 			x->hash.done = hash_done;
 			x->asked = true;
 			storage_hash_at(bridge_storage(core_bridge(m->core, s)),
 					&x->hash);
 		}
 	}
-	(void)trial_for(r, HASH_MS);
+	end = trial_now(r) + HASH_MS;
+	while (!all_hashed(w) && trial_now(r) < end)
+		if (!trial_for(r, 1))
+			return;
 	for (s = 0; s < r->swarm.shards; s++) {
 		for (i = 0; i < r->swarm.nodes; i++)
 			if (w->hashes[s][i].asked && !w->hashes[s][i].done)

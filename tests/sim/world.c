@@ -56,7 +56,7 @@ struct node {
 	uint64_t boot_ns; /* Boot time was 0 at world time -boot_ns. */
 	int32_t drift_ppm;
 	uint64_t drift_ns; /* World time from which it drifts so. */
-	int64_t wall_ms;  /* Added to EPOCH_MS + world time. */
+	int64_t wall_ms;   /* Added to EPOCH_MS + world time. */
 	bool synced;
 	uint64_t paused_until_ns;
 	uint64_t spent_ns; /* By the job that runs. */
@@ -82,9 +82,9 @@ struct world {
 	struct prng random;  /* Latencies. */
 	struct prng drivers; /* world_random() */
 	uint32_t timer_late_us;
-	bool in_job; /* A job's run() is on the stack. */
-	unsigned last;   /* Of the last event. */
-	uint64_t still;  /* Events since time went on. */
+	bool in_job;    /* A job's run() is on the stack. */
+	unsigned last;  /* Of the last event. */
+	uint64_t still; /* Events since time went on. */
 	struct node nodes[WORLD_NODES_MAX];
 };
 

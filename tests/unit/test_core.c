@@ -168,6 +168,25 @@ TEST(any_number_of_shards)
 	}
 }
 
+/* The power fails in the moment in which the answer is there: of one node alone
+ * it waited for that node's own disk. */
+TEST(du4_a_power_cut_at_the_answer)
+{
+	struct told *t;
+	uint64_t i;
+
+	rig_begin(44);
+	world_sync_time(rig.w, 0, 4000, 8000, 0, 0);
+	for (i = 1; i <= 30; i++) {
+		t = rig_ask("kv/a", "incr", "{'key':'n'}", NULL);
+		EXPECT_RC(t->rc, RC_OK);
+		EXPECT_UINT(say_u64(rig_result(t), "value"), i);
+		rig_power_cut();
+		rig_boot();
+	}
+	rig_end();
+}
+
 TEST(killed_and_cut_off)
 {
 	char want[64];

@@ -13,7 +13,6 @@
 
 static void begin(uint64_t seed)
 {
-	mutant_now = MUTANT_none;
 	cluster_begin(3, seed);
 }
 

@@ -116,6 +116,39 @@ TEST(read_at_start)
 	entries_release(&tail);
 }
 
+TEST(bytes_above_an_index)
+{
+	entries_init(&tail, 5);
+	EXPECT_UINT(entries_above(&tail, 4), 0);
+	EXPECT_UINT(entries_above(&tail, 100), 0);
+	put(5, 1, 1, 10);
+	put(6, 1, 2, 20);
+	put(7, 1, 3, 40);
+	EXPECT_UINT(entries_above(&tail, 0), 70);
+	EXPECT_UINT(entries_above(&tail, 4), 70);
+	EXPECT_UINT(entries_above(&tail, 5), 60);
+	EXPECT_UINT(entries_above(&tail, 6), 40);
+	EXPECT_UINT(entries_above(&tail, 7), 0);
+	EXPECT_UINT(entries_above(&tail, 8), 0);
+	EXPECT_UINT(entries_durable(&tail, 3), 7);
+	entries_drop(&tail, 5);
+	EXPECT_UINT(entries_above(&tail, 5), 60);
+	EXPECT_UINT(entries_above(&tail, 6), 40);
+	/* What is overwritten does not count. */
+	put(7, 2, 4, 1);
+	EXPECT_UINT(entries_above(&tail, 5), 21);
+	put(8, 2, 5, 2);
+	EXPECT_UINT(entries_above(&tail, 6), 3);
+	EXPECT_UINT(entries_above(&tail, 7), 2);
+	EXPECT_UINT(entries_durable(&tail, 5), 8);
+	entries_drop(&tail, 8);
+	EXPECT_UINT(entries_above(&tail, 3), 0);
+	put(9, 2, 6, 7);
+	EXPECT_UINT(entries_above(&tail, 8), 7);
+	EXPECT_UINT(entries_above(&tail, 9), 0);
+	entries_release(&tail);
+}
+
 TEST(reserve_makes_room)
 {
 	uint64_t i;

@@ -144,7 +144,6 @@ static void begin(void)
 {
 	unsigned i;
 
-	mutant_now = MUTANT_none;
 	LIST_INIT(&open_calls);
 	served_n = 0;
 	full = false;

@@ -236,6 +236,7 @@ TEST(vote_and_entries_of_a_turn)
 	rig_vote(&rig, 2, 6);
 	rig_settle(&rig);
 	EXPECT_UINT(rig.shard[2].durable, 3);
+	EXPECT_UINT(rig.shard[2].voted, 3);
 	reopen();
 	EXPECT_UINT(ballot_get(rig.ballot, 2).term, 6);
 	end();
@@ -277,8 +278,12 @@ static void seen_idle(struct log_listener *l)
 TEST(idle_comes_after_durable_for_every_listener)
 {
 	struct order_seen o[2] = {
-		{ .l = { seen_durable, seen_pinning, seen_idle } },
-		{ .l = { seen_durable, seen_pinning, seen_idle } },
+		{ .l = { .durable = seen_durable,
+			 .pinning = seen_pinning,
+			 .idle = seen_idle } },
+		{ .l = { .durable = seen_durable,
+			 .pinning = seen_pinning,
+			 .idle = seen_idle } },
 	};
 
 	begin(12, 2, SEG, 4);
@@ -526,13 +531,19 @@ TEST(a_log_that_is_full_of_live_entries_waits)
 	rig_vote(&rig, 1, 4);
 	world_run_until(rig.w, world_now_ms(rig.w) + 2000);
 	EXPECT_UINT(rig.shard[1].durable, rig.ops_n);
+	EXPECT_UINT(rig.shard[1].voted, rig.ops_n);
+	/* Not even behind entries of its own shard that do. */
+	rig_vote(&rig, 0, 5);
+	world_run_until(rig.w, world_now_ms(rig.w) + 2000);
+	EXPECT_UINT(rig.shard[0].voted, rig.ops_n);
+	EXPECT_TRUE(rig.shard[0].durable < 400);
 	before = rig_durable_index(&rig, 0);
 	EXPECT_TRUE(before < 400);
 	rig_floor(&rig, 0, before);
 	rig.shard[0].stubborn = false;
 	rig_settle(&rig);
 	world_run_until(rig.w, world_now_ms(rig.w) + 2000);
-	EXPECT_UINT(rig.shard[0].durable, 400);
+	EXPECT_UINT(rig.shard[0].durable, rig.ops_n);
 	EXPECT_FALSE(log_full(rig.log, 1));
 	reopen();
 	end();

@@ -682,6 +682,25 @@ TEST(closing_waits_for_what_is_written)
 	end();
 }
 
+TEST(nothing_is_noted_once_it_closes)
+{
+	struct greeting g = greeting(2, 5);
+	struct noted n = { .n = 0 };
+
+	opened(21);
+	flag = false;
+	members_close(m, set_flag, &flag);
+	members_note(m, &g, noted, &n);
+	members_readmit(m, 2, g.nonce, noted, &n);
+	EXPECT_TRUE(world_run_flag(w, &flag, 10000));
+	world_kill(w, 0);
+	EXPECT_UINT(n.n, 0);
+	open_it();
+	EXPECT_UINT(members_find(m, 2)->boot, 0);
+	close_it();
+	end();
+}
+
 TEST(readmitted_with_an_empty_disk)
 {
 	uint8_t fresh[ID_BYTES] = { 0xaa };

@@ -1620,6 +1620,44 @@ TEST(the_loss_of_the_shard_takes_back_lagged_answers_that_have_not_left)
 	fake_free(f);
 }
 
+/* An answer left before its effect was committed, as `lagged` may. The commit
+ * fails: who saw the effect and waits hears nothing of it, and it is gone. */
+TEST(og8_a_commit_that_fails_behind_an_answer_breaks_the_gate)
+{
+	struct fake *f = fake_new(NULL);
+	struct fake_event *gone;
+	struct fake_event *strong;
+	struct fake_event *e;
+
+	freshen(f);
+	gone = send_as(f, &lagged, "a", do_add, NULL);
+	fake_storage_finish_all(f->storage);
+	fake_turn(f);
+	EXPECT_UINT(number(gone), 1);
+	EXPECT_UINT(f->committed, 0);
+	strong = fake_event(f, &lagged, "a", "put");
+	strong->ev.durability = DURABILITY_COMMITTED;
+	strong->script = do_add;
+	fake_send(f, strong);
+	e = fake_event(f, &lagged, "a", "get");
+	e->ev.durability = DURABILITY_COMMITTED;
+	e->script = do_get;
+	fake_send(f, e);
+	fake_prove(f);
+	EXPECT_FALSE(strong->done);
+	EXPECT_FALSE(e->done);
+	fake_change(f);
+	expect_end(strong, RC_UNKNOWN_OUTCOME, OUTCOME_UNKNOWN);
+	expect_end(e, RC_NOT_OWNER, OUTCOME_REFUSED);
+	fake_event_free(gone);
+	fake_event_free(strong);
+	fake_event_free(e);
+	e = call(f, "a", do_add, NULL);
+	EXPECT_UINT(number(e), 1);
+	fake_event_free(e);
+	fake_free(f);
+}
+
 /* ------------------------------------------------------------------ expiry */
 
 static enum run do_put_ttl(struct fake_event *e)

@@ -54,7 +54,8 @@ TEST(as_init_writes_it)
 TEST(other_ways_to_write_it)
 {
 	EXPECT_RC(parse("---\r\n"
-			"tls: { ca: 'it''s', cert: \"b\\\\\\\"c\" , key: k }  # x\n"
+			"tls: { ca: 'it''s', cert: \"b\\\\\\\"c\" , key: k }  "
+			"# x\n"
 			"\n"
 			"endpoints:   # those\n"
 			"- {rpc: host.example:1, name: n-1}\n"
@@ -217,11 +218,10 @@ TEST(files)
 
 TEST(host_and_port)
 {
-	static const char *const bad[] = { "",	    "a",      ":1",
-					   "a:",    "a:0",    "a:65536",
-					   "a:x",   "a:1x",   "a:-1",
-					   "::1:5", "[]:1",   "[a:1",
-					   "/a:1",  "a:123456" };
+	static const char *const bad[] = {
+		"",     "a",    ":1",    "a:",   "a:0",  "a:65536", "a:x",
+		"a:1x", "a:-1", "::1:5", "[]:1", "[a:1", "/a:1",    "a:123456"
+	};
 	char host[8];
 	char port[6];
 	size_t i;

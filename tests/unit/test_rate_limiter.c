@@ -571,6 +571,37 @@ TEST(rows_last_as_long_as_they_say_something)
 
 /* ---- memory ---- */
 
+/* It waits for its proof only: what it took is taken. */
+TEST(a_check_in_memory_that_is_cut_short_may_have_counted)
+{
+	struct fake_event *cut;
+	struct pack_w w;
+
+	begin();
+	policy("{'limit':10,'period_ms':86400000,'durability':'memory'}");
+	EXPECT_RC(call("check", "{'key':'k'}"), RC_OK);
+	cut = fake_event(f, &class_rate_limiter, "o", "check");
+	pack_w_init(&w, FRAME_BYTES_MAX);
+	say_pack(&w, "{'key':'k','cost':4}");
+	fake_event_args(cut, w.p, w.n);
+	pack_w_release(&w);
+	cut->ev.durability = DURABILITY_DEFAULT;
+	/* The last proof is older than `lagged` may be. */
+	fake_advance(f, 150);
+	fake_send(f, cut);
+	fake_turn(f);
+	EXPECT_FALSE(cut->done);
+	event_cancel(&cut->ev, RC_CANCELLED);
+	fake_turn(f);
+	EXPECT_TRUE(cut->done);
+	EXPECT_RC(cut->ev.rc, RC_UNKNOWN_OUTCOME);
+	EXPECT_INT(cut->ev.outcome, OUTCOME_UNKNOWN);
+	fake_event_free(cut);
+	EXPECT_RC(call("check", "{'key':'k','dry_run':true}"), RC_OK);
+	EXPECT_HAS(say_text(result()), "'remaining':5");
+	end();
+}
+
 TEST(memory_is_empty_at_a_takeover)
 {
 	struct seen s;

@@ -645,44 +645,87 @@ TEST(asked_again_when_a_peer_is_back)
 	rounds_free(rounds);
 }
 
-TEST(a_bound_on_rounds_under_way)
+/* What is asked while a round is young shares the next one. */
+TEST(a_young_round_is_waited_for)
 {
-	static struct question q[ROUNDS_MAX + 3];
+	struct question q[3];
 	unsigned i;
 
 	setup_of(3);
-	for (i = 0; i < ROUNDS_MAX + 3; i++) {
-		ask(&q[i], &a);
+	for (i = 0; i < 3; i++) {
+		ask(&q[i], i < 2 ? &a : &b);
 		hand_turn(&hand);
 	}
-	EXPECT_UINT(transport.n, 2 * ROUNDS_MAX);
-	expect_open(&q[ROUNDS_MAX]);
-	/* With the first answer the rest is one round. */
+	EXPECT_UINT(transport.n, 2);
 	reply(2, number_of(0), &a, true);
 	expect_end(&q[0], RC_OK);
 	expect_open(&q[1]);
-	EXPECT_UINT(transport.n, 2 * ROUNDS_MAX + 2);
-	reply(2, number_of(2 * ROUNDS_MAX), &a, true);
-	for (i = 0; i < ROUNDS_MAX + 3; i++)
-		expect_end(&q[i], RC_OK);
+	EXPECT_UINT(transport.n, 4);
+	reply(2, number_of(2), &a, true);
+	reply(2, number_of(2), &b, true);
+	expect_end(&q[1], RC_OK);
+	expect_end(&q[2], RC_OK);
 	rounds_free(rounds);
 }
 
-/* All rounds are under way and nobody answers: there is room to ask again. */
-TEST(asked_again_at_the_bound)
+/* But not for one whose answer is late. */
+TEST(a_late_round_holds_up_no_other)
 {
-	static struct question q[ROUNDS_MAX + 1];
+	struct question q[2];
+
+	setup_of(3);
+	ask(&q[0], &a);
+	hand_turn(&hand);
+	ask(&q[1], &b);
+	hand_turn(&hand);
+	EXPECT_UINT(transport.n, 2);
+	hand_advance(&hand, 3);
+	EXPECT_UINT(transport.n, 4);
+	reply(2, number_of(2), &b, true);
+	expect_end(&q[1], RC_OK);
+	expect_open(&q[0]);
+	reply(2, number_of(0), &a, true);
+	expect_end(&q[0], RC_OK);
+	/* Nobody is left to be woken for. */
+	hand_advance(&hand, 51);
+	EXPECT_UINT(transport.n, 4);
+	EXPECT_UINT(hand_timers(&hand), 0);
+	rounds_free(rounds);
+}
+
+/* Who waits for a young round when all ends is told, too. */
+TEST(freed_while_a_round_is_waited_for)
+{
+	struct question q[2];
+
+	setup_of(3);
+	ask(&q[0], &a);
+	hand_turn(&hand);
+	ask(&q[1], &a);
+	hand_turn(&hand);
+	rounds_free(rounds);
+	expect_end(&q[0], RC_CANCELLED);
+	expect_end(&q[1], RC_CANCELLED);
+	EXPECT_UINT(hand_timers(&hand), 0);
+}
+
+/* Nobody answers, and questions come all the time. */
+TEST(a_bound_on_rounds_under_way)
+{
+	static struct question q[200];
 	unsigned i;
 
 	setup_of(3);
-	for (i = 0; i < ROUNDS_MAX + 1; i++) {
+	for (i = 0; i < 200; i++) {
 		ask(&q[i], &a);
-		hand_turn(&hand);
+		hand_advance(&hand, 1);
 	}
-	hand_advance(&hand, 51);
-	EXPECT_UINT(transport.n, 2 * ROUNDS_MAX + 2);
-	reply(2, number_of(2 * ROUNDS_MAX), &a, true);
-	for (i = 0; i < ROUNDS_MAX + 1; i++)
+	/* One in two milliseconds at most, and those to ask again. */
+	EXPECT_TRUE(transport.n <= 2 * (200 / 2 + 200 / 50 + 1));
+	/* With the first answer to the newest all are confirmed. */
+	hand_advance(&hand, 3);
+	reply(2, number_of(transport.n - 1), &a, true);
+	for (i = 0; i < 200; i++)
 		expect_end(&q[i], RC_OK);
 	rounds_free(rounds);
 }

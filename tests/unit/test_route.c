@@ -72,7 +72,6 @@ static uint32_t shard_of_object(void)
 
 static void begin(uint64_t seed)
 {
-	mutant_now = MUTANT_none;
 	cluster_begin(3, seed);
 	pick("kv", 0);
 }

@@ -3,6 +3,10 @@
  * What may come over its socket besides is tried in
  * tests/integration/test_rpc.c.
  */
+#include "node/base/mutant.h"
+#ifdef SRV_TLS
+#include "tests/lib/negatives.h"
+#endif
 #include "tests/lib/srv_rig.h"
 
 TEST(a_call_and_the_rest)
@@ -108,6 +112,52 @@ TEST(an_error_is_a_map)
 	srv_end();
 }
 
+static uint64_t told_owner;
+
+static void tell_owner(void *arg, const struct caller *caller,
+		       struct pack_bytes params, struct rpc_slot *slot)
+{
+	struct answer a = { .rc = RC_NOT_OWNER,
+			    .outcome = OUTCOME_REFUSED,
+			    .retry_after_ms = -1,
+			    .owner = told_owner,
+			    .shard = 3 };
+
+	(void)arg;
+	(void)caller;
+	(void)params;
+	rpc_answer(slot, &a);
+}
+
+/* A node by its name, where it is known. */
+TEST(an_error_names_the_owner)
+{
+	struct rpc_host host;
+	struct detail why = { { 0 }, { 0 } };
+	struct client *c;
+
+	srv_defaults();
+	srv_core();
+	metrics_host(srv.metrics, &host);
+	host.object = tell_owner;
+	EXPECT_RC(rpc_open(&srv.loop, &srv.env.env, srv.core, &srv.rpc_cfg,
+			   &host, &srv.rpc, &why),
+		  RC_OK);
+	metrics_rpc(srv.metrics, srv.rpc);
+	c = client();
+	told_owner = 1;
+	EXPECT_NULL(ask(c, "object", "['kv/a']"));
+	EXPECT_HAS(say_text(c->last.error), "'owner':'n1'");
+	EXPECT_NULL(strstr(say_text(c->last.error), "shard"));
+	told_owner = 7;
+	EXPECT_NULL(ask(c, "object", "['kv/a']"));
+	EXPECT_HAS(say_text(c->last.error), "'owner':'7'");
+	told_owner = 0;
+	EXPECT_NULL(ask(c, "object", "['kv/a']"));
+	EXPECT_NULL(strstr(say_text(c->last.error), "owner'"));
+	srv_end();
+}
+
 TEST(an_id_twice_is_answered_twice)
 {
 	struct client *c;
@@ -178,7 +228,9 @@ TEST(gone_for_good_and_half_closed)
 	request(later, 1, "call", params);
 	WAIT_FOR((core_stats(srv.core, &s), s.calls_open) == 3);
 	client_half_close(half);
-	client_half_close(later);
+	/* TCP does not tell that who sends no more has left as well. */
+	if (!SRV_OVER_TLS)
+		client_half_close(later);
 	client_close(gone);
 	WAIT_FOR((core_stats(srv.core, &s), s.calls_open) == 2);
 	turns(10);
@@ -352,6 +404,8 @@ TEST(a_reader_that_never_reads)
 TEST(a_slow_reader_is_no_dead_one)
 {
 	struct client *c;
+	/* TCP holds megabytes, and wants a third of them taken. */
+	const unsigned gets = SRV_OVER_TLS ? 60 : 6;
 	uint64_t until;
 	unsigned i;
 
@@ -360,20 +414,22 @@ TEST(a_slow_reader_is_no_dead_one)
 	srv_begin();
 	c = client();
 	put_large(c);
-	for (i = 0; i < 6; i++)
+	for (i = 0; i < gets; i++)
 		request(c, i, "call", "['kv/large','get',{'key':'k'}]");
 	c->deaf = true;
 	until = now_ms() + 2500;
 	while (now_ms() < until) {
 		uint64_t next = now_ms() + 100;
+		unsigned reads = SRV_OVER_TLS ? 30 : 1;
 
-		(void)client_read_some(c, 60000);
+		while (reads-- > 0)
+			(void)client_read_some(c, 60000);
 		while (now_ms() < next)
 			pump();
 	}
 	EXPECT_UINT(stats().broken, 0);
 	c->deaf = false;
-	WAIT_FOR(c->answers == 7);
+	WAIT_FOR(c->answers == gets + 1);
 	EXPECT_UINT(c->errors, 0);
 	srv_end();
 }
@@ -528,6 +584,421 @@ TEST(the_socket)
 	srv_end();
 }
 
+#endif
+
+#ifdef SRV_TLS
+/* ---- who may come over TCP ---- */
+
+#define CLIENT_OF(rest) "spiffe://" TEST_CLUSTER "/tenant/" rest
+
+static struct client *client_named(const char *name)
+{
+	struct tls_context *c = srv_context("ca", name);
+	struct client *made = client_tls(c);
+
+	tls_context_free(c);
+	return made;
+}
+
+static void expect_stranger(struct client *c, const char *what)
+{
+	uint64_t refused = stats().refused;
+	uint64_t frames = stats().frames;
+
+	runner_context("%s", what);
+	request(c, 1, "ping", "[]");
+	WAIT_FOR(c->closed);
+	EXPECT_UINT(c->answers, 0);
+	WAIT_FOR(stats().refused > refused);
+	EXPECT_UINT(stats().frames, frames);
+	EXPECT_UINT(stats().handshakes, 0);
+	client_close(c);
+	runner_context("%s", "");
+}
+
+TEST(the_principal_is_the_certificates)
+{
+	static const char acme[] =
+		CLIENT_OF("acme/env/prod-1/client/Web_01.example");
+	const struct grant g = { .env = "prod-1",
+				 .cls = "*",
+				 .rights = RIGHT_READ | RIGHT_WRITE,
+				 .tenant = "acme" };
+	struct grant mine = g;
+	struct client *c;
+
+	srv_defaults();
+	srv_begin();
+	test_cert(srv.ca, runner_dir(), "acme",
+		  &(struct test_leaf){ .uri = acme, .eku = "clientAuth" });
+	snprintf(mine.principal, sizeof(mine.principal), "%s", acme);
+	EXPECT_RC(bind_grant(srv.bind, &mine, NULL), RC_OK);
+	c = client_named("acme");
+	EXPECT_HAS(ask(c, "hello", "[]"), "'principal':'spiffe://");
+	EXPECT_HAS(ask(c, "hello", "[]"), "'address':'acme/prod-1'");
+	/* Addresses that name none are its own tenant's. */
+	expect_ask(c, "call", "['kv/a','put',{'key':'k','value':1}]",
+		   "{'rev':1}");
+	expect_ask(client(), "call", "['kv/a','put',{'key':'k','value':2}]",
+		   "{'rev':1}");
+	expect_ask(c, "call", "['acme/prod-1/kv/a','get',{'key':'k'}]",
+		   "{'value':1,'rev':1}");
+	/* Another's are as absent ones. */
+	EXPECT_NULL(ask(c, "call", "['default/dev/kv/a','get',{'key':'k'}]"));
+	EXPECT_RC(c->error.code, RC_NOT_FOUND);
+	srv_end();
+}
+
+TEST(names_that_are_no_client)
+{
+	static const char *const uris[] = {
+		"spiffe://" TEST_CLUSTER "/node/1",
+		"spiffe://" TEST_CLUSTER "/node/1/tenant/a/env/b/client/c",
+		"spiffe://ffeeddccbbaa99887766554433221100"
+		"/tenant/default/env/dev/client/c",
+		"spiffe://" TEST_CLUSTER "0/tenant/default/env/dev/client/c",
+		"spiffe://" TEST_CLUSTER,
+		CLIENT_OF("default/env/dev/client/"),
+		CLIENT_OF("default/env/dev/client/a/b"),
+		CLIENT_OF("default/env/dev"),
+		CLIENT_OF("/env/dev/client/c"),
+		CLIENT_OF("default/env//client/c"),
+		CLIENT_OF("Default/env/dev/client/c"),
+		CLIENT_OF("1/env/dev/client/c"),
+		CLIENT_OF("a%2Fb/env/dev/client/c"),
+		CLIENT_OF("a/b/env/dev/client/c"),
+		CLIENT_OF("a123456789a123456789a123456789a123456789a123456789"
+			  "a1234567890abcd/env/dev/client/c"),
+	};
+	struct client *c;
+	size_t i;
+
+	srv_defaults();
+	srv_begin();
+	for (i = 0; i < ARRAY_LEN(uris); i++) {
+		test_cert(srv.ca, runner_dir(), "bad",
+			  &(struct test_leaf){ .uri = uris[i] });
+		expect_stranger(client_named("bad"), uris[i]);
+	}
+	/* Without the rule they would be. */
+	mutant_now = MUTANT_client_any_name;
+	c = client_named("bad");
+	expect_alive(c);
+	mutant_now = MUTANT_none;
+	expect_alive(client());
+	srv_end();
+}
+
+/* What is wrong with a certificate itself is tried in test_tls; here that the
+ * listener asks for one and looks at it. */
+TEST(certificates_of_others)
+{
+	struct test_ca *other;
+	struct tls_context *c;
+	FILE *f;
+
+	srv_defaults();
+	srv_begin();
+	other = test_ca_new(runner_dir(), "other");
+	test_cert(other, runner_dir(), "bad",
+		  &(struct test_leaf){ .uri = SRV_CLIENT });
+	/* It trusts us, so that it is us who refuse. */
+	f = fopen(srv_path("other", "crt"), "a");
+	EXPECT_INT(PEM_write_X509(f, srv.ca->cert), 1);
+	fclose(f);
+	c = srv_context("other", "bad");
+	expect_stranger(client_tls(c), "another CA");
+	tls_context_free(c);
+	test_ca_free(other);
+	/* A server's. */
+	test_cert(
+		srv.ca, runner_dir(), "bad",
+		&(struct test_leaf){ .uri = SRV_CLIENT, .eku = "serverAuth" });
+	expect_stranger(client_named("bad"), "a server's");
+	/* Refused, each of them, and the rest of the world goes on. */
+	EXPECT_UINT(stats().broken, 0);
+	expect_alive(client());
+	srv_end();
+}
+
+static void expect_negative(const char *name, const char *what)
+{
+	uint64_t refused = stats().refused;
+	struct client *c = client_tcp();
+	struct raw r;
+
+	runner_context("%s", what);
+	raw_new(&r, runner_dir(), name, false);
+	/* The pump only looks on: what comes is no frame. */
+	c->deaf = true;
+	while (stats().refused == refused) {
+		(void)raw_step(&r, c->fd);
+		pump();
+	}
+	EXPECT_UINT(stats().handshakes, 0);
+	EXPECT_UINT(stats().frames, 0);
+	EXPECT_UINT(stats().refused, refused + 1);
+	raw_free(&r);
+	client_close(c);
+	runner_context("%s", "");
+}
+
+TEST(certificates_of_every_kind_of_wrong)
+{
+	struct negative_cas cas;
+	size_t i;
+
+	srv_defaults();
+	srv_begin();
+	negative_cas_new(&cas, runner_dir(), srv.ca);
+	for (i = 0; i < ARRAY_LEN(negatives); i++) {
+		negative_cert(&negatives[i], &cas, runner_dir());
+		expect_negative("bad", negatives[i].what);
+	}
+	expect_negative("", "none");
+	negative_cas_free(&cas);
+	expect_alive(client());
+	srv_end();
+}
+
+TEST(what_is_no_tls)
+{
+	static const char *const texts[] = {
+		"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+		"\x94\x00\x01\xa4ping\x90 and so on and so on",
+		"\x16\x03\x01\xff\xff and so on and so on and so on",
+	};
+	struct client *c;
+	size_t i;
+
+	srv_defaults();
+	srv.rpc_cfg.handshake_ms = 500;
+	srv_begin();
+	for (i = 0; i < ARRAY_LEN(texts); i++) {
+		c = client_tcp();
+		send_bytes(c, texts[i], 28);
+		while (!c->closed) {
+			(void)client_write(c);
+			uv_run(&srv.loop, UV_RUN_NOWAIT);
+			/* An alert may come, and is no frame. */
+			(void)client_read_some(c, 65536);
+		}
+		client_close(c);
+	}
+	EXPECT_UINT(stats().broken, ARRAY_LEN(texts));
+	EXPECT_UINT(stats().frames, 0);
+	expect_alive(client());
+	srv_end();
+}
+
+/* ---- handshakes take time and room that is bounded ---- */
+
+TEST(half_handshakes_end)
+{
+	struct client *silent;
+	struct client *part;
+	struct client *slow;
+	const uint8_t *p;
+	uint64_t began;
+	uint64_t said;
+	size_t at = 20;
+	size_t n;
+
+	srv_defaults();
+	srv.rpc_cfg.handshake_ms = 600;
+	srv_begin();
+	silent = client_tcp();
+	part = client_tls(srv.client_tls);
+	slow = client_tls(srv.client_tls);
+	silent->deaf = part->deaf = slow->deaf = true;
+	/* The pump is not to send what they only begin. */
+	tls_output(part->tls, &p, &n);
+	EXPECT_INT(send(part->fd, p, 20, MSG_NOSIGNAL), 20);
+	tls_sent(part->tls, n);
+	WAIT_FOR(stats().handshakes >= 2);
+	began = now_ms();
+	said = began;
+	tls_output(slow->tls, &p, &n);
+	while (stats().handshakes > 0) {
+		EXPECT_TRUE(now_ms() - began < 3000);
+		/* A byte at a time is too slow as well. */
+		if (now_ms() - said > 20 && at < n) {
+			(void)!send(slow->fd, p + at++, 1, MSG_NOSIGNAL);
+			said = now_ms();
+		}
+		uv_run(&srv.loop, UV_RUN_NOWAIT);
+	}
+	tls_sent(slow->tls, n);
+	EXPECT_TRUE(now_ms() - began >= 500);
+	EXPECT_UINT(stats().broken, 3);
+	EXPECT_UINT(stats().connections, 0);
+	expect_alive(client());
+	srv_end();
+}
+
+/* As many as there may be, and a hundred more: nobody who is known waits, and
+ * who comes meanwhile gets in. */
+TEST(a_flood_of_half_handshakes)
+{
+	struct client *known;
+	struct client *late;
+	uint64_t began;
+	unsigned i;
+
+	srv_defaults();
+	srv_begin();
+	known = client();
+	expect_alive(known);
+	for (i = 0; i < CONNECTION_HANDSHAKES_MAX + 100; i++) {
+		struct client *c = client_tls(srv.client_tls);
+		const uint8_t *p;
+		size_t n;
+
+		c->deaf = true;
+		tls_output(c->tls, &p, &n);
+		if (i % 2 == 0)
+			EXPECT_INT(send(c->fd, p, 50, MSG_NOSIGNAL), 50);
+		tls_sent(c->tls, n);
+		if (i % 16 == 0)
+			uv_run(&srv.loop, UV_RUN_NOWAIT);
+		EXPECT_TRUE(stats().handshakes <= CONNECTION_HANDSHAKES_MAX);
+	}
+	began = now_ms();
+	expect_alive(known);
+	EXPECT_TRUE(now_ms() - began < 1000);
+	late = client();
+	expect_alive(late);
+	EXPECT_TRUE(now_ms() - began < 4000);
+	EXPECT_TRUE(stats().handshakes <= CONNECTION_HANDSHAKES_MAX);
+	WAIT_FOR(stats().handshakes == 0);
+	EXPECT_TRUE(now_ms() - began < 2 * CONNECTION_HANDSHAKE_MS);
+	EXPECT_UINT(stats().connections, 2);
+	expect_alive(late);
+	srv_end();
+}
+
+/* ---- certificates over time ---- */
+
+TEST(a_certificate_that_ends)
+{
+	struct client *c;
+	struct client *stays;
+	uint64_t began;
+
+	srv_defaults();
+	srv_begin();
+	stays = client();
+	test_cert(srv.ca, runner_dir(), "short",
+		  &(struct test_leaf){ .uri = SRV_CLIENT, .to_s = 3 });
+	c = client_named("short");
+	expect_alive(c);
+	request(c, 5, "call",
+		"['relay/o','run',{'steps':[['wait',50000]]},"
+		"{'deadline_ms':60000}]");
+	began = now_ms();
+	WAIT_FOR(c->closed);
+	EXPECT_TRUE(now_ms() - began < 6000);
+	EXPECT_UINT(stats().broken, 1);
+	EXPECT_UINT(c->answers, 1);
+	expect_alive(stays);
+	/* Without the rule it goes on. */
+	mutant_now = MUTANT_expired_stays;
+	test_cert(srv.ca, runner_dir(), "short",
+		  &(struct test_leaf){ .uri = SRV_CLIENT, .to_s = 2 });
+	c = client_named("short");
+	expect_alive(c);
+	began = now_ms();
+	while (now_ms() - began < 4000)
+		pump();
+	expect_alive(c);
+	mutant_now = MUTANT_none;
+	srv_end();
+}
+
+/* New connections see the renewed certificate, old ones go on. */
+TEST(a_renewed_certificate)
+{
+	struct tls_context *old;
+	struct client *c;
+	struct client *later;
+	uint64_t expires;
+
+	srv_defaults();
+	srv_begin();
+	c = client();
+	expect_alive(c);
+	expires = tls_peer_expires_ms(c->tls);
+	test_cert(
+		srv.ca, runner_dir(), "node1",
+		&(struct test_leaf){ .uri = "spiffe://" TEST_CLUSTER "/node/1",
+				     .to_s = 200000 });
+	old = srv.tls;
+	srv.tls = srv_context("ca", "node1");
+	rpc_tls(srv.rpc, srv.tls);
+	tls_context_free(old);
+	later = client();
+	expect_alive(later);
+	EXPECT_TRUE(tls_peer_expires_ms(later->tls) > expires);
+	expect_alive(c);
+	srv_end();
+}
+
+/* An end without goodbye is a death, whatever is still under way. */
+TEST(cut_off)
+{
+	struct core_stats s;
+	struct client *c;
+
+	srv_defaults();
+	srv_begin();
+	c = client();
+	expect_alive(c);
+	request(c, 1, "call",
+		"['relay/a','run',{'steps':[['wait',50000]]},"
+		"{'deadline_ms':60000}]");
+	WAIT_FOR((core_stats(srv.core, &s), s.calls_open) == 1);
+	shutdown(c->fd, SHUT_WR);
+	WAIT_FOR((core_stats(srv.core, &s), s.calls_open) == 0);
+	WAIT_FOR(stats().connections == 0);
+	srv_end();
+}
+
+TEST(the_port)
+{
+	struct detail why = { { 0 }, { 0 } };
+	struct rpc *first;
+
+	srv_defaults();
+	srv_begin();
+	first = srv.rpc;
+	EXPECT_TRUE(rpc_port(first) != 0);
+	srv.rpc_cfg.socket_path = NULL;
+	srv.rpc_cfg.listen_port = rpc_port(first);
+	EXPECT_RC(srv_listen(&why), RC_EXISTS);
+	EXPECT_STR(why.field, "listen.rpc");
+	EXPECT_HAS(why.text, "in use");
+	turns(3);
+	why = (struct detail){ { 0 }, { 0 } };
+	srv.rpc_cfg.listen_host = "no-such-host.invalid";
+	EXPECT_RC(srv_listen(&why), RC_INVALID);
+	EXPECT_STR(why.field, "listen.rpc");
+	turns(3);
+	/* The port alone, or neither. */
+	srv.rpc_cfg.listen_host = "localhost";
+	srv.rpc_cfg.listen_port = 0;
+	EXPECT_RC(srv_listen(&why), RC_OK);
+	EXPECT_TRUE(srv.rpc != first && rpc_port(srv.rpc) != rpc_port(first));
+	rpc_close(srv.rpc, abandoned, NULL);
+	turns(3);
+	srv.rpc_cfg.listen_host = NULL;
+	EXPECT_RC(srv_listen(&why), RC_OK);
+	EXPECT_UINT(rpc_port(srv.rpc), 0);
+	rpc_close(srv.rpc, abandoned, NULL);
+	turns(3);
+	srv.rpc = first;
+	expect_alive(client());
+	srv_end();
+}
 #endif
 
 TEST(who_asks_while_it_stops)

@@ -1655,7 +1655,7 @@ TEST(too_many_members_are_left_out)
 		{ "n1", "h:1" }, { "n2", "h:2" }, { "n3", "h:3" },
 		{ "n4", "h:4" }, { "n5", "h:5" }, { "n6", "h:6" },
 		{ "n7", "h:7" }, { "n8", "h:8" }, { "n9", "h:9" },
-		{ "", "h:10" },	 { "n0", "" },
+		{ "", "h:10" },  { "n0", "" },
 	};
 	static const char *const rpcs[] = { "h:1" };
 	struct session_options o = {
@@ -1922,7 +1922,11 @@ static void run_many(uint64_t seed)
 {
 	static const enum rc codes[] = { RC_OVERLOADED, RC_INVALID,
 					 RC_UNKNOWN_OUTCOME, RC_NOT_OWNER };
-	struct session_options o = { .links = 2, .calls_max = 64 };
+	static const char *const nodes[] = { "n1", "n2" };
+	static const char *const addresses[] = { "kv/a", "kv/b", "kv/c" };
+	struct session_options o = {
+		.links = 2, .calls_max = 64, .nodes = nodes, .addresses_max = 16
+	};
 	struct bed b = bed_with(o);
 	struct many *many = calloc(1, sizeof(*many));
 	struct one *ones = calloc(512, sizeof(*ones));
@@ -1947,6 +1951,8 @@ static void run_many(uint64_t seed)
 			if (started == 512)
 				break;
 			r.deadline_ms = 1 + rnd(500);
+			r.address = bytes(addresses[rnd(3)]);
+			r.once = rnd(8) == 0;
 			if (rnd(2) != 0)
 				r.idem = bytes("k");
 			ones[started].many = many;
@@ -1976,6 +1982,14 @@ static void run_many(uint64_t seed)
 		case 5:
 			if (n[link] == 0 || !session_is_open(b.s, link))
 				break;
+			if (rnd(2) != 0) {
+				not_owner(&b, link,
+					  ids[link][rnd(n[link] < 4096 ? n[link]
+								       : 4096)],
+					  rnd(4) == 0 ? "" : nodes[rnd(2)],
+					  rnd(3) == 0 ? UINT32_MAX : rnd(2));
+				break;
+			}
 			refuse(&b, link,
 			       ids[link][rnd(n[link] < 4096 ? n[link] : 4096)],
 			       codes[rnd(4)], rnd(2) != 0 ? 5 : -1);

@@ -3,6 +3,7 @@
 #include "node/base/check.h"
 #include "node/base/limits.h"
 #include "node/base/mutant.h"
+#include "raft-glue/le.h"
 #include "raft-glue/step.h"
 #include "tests/lib/fault.h"
 #include "tests/lib/hand.h"
@@ -110,7 +111,7 @@ uint64_t log_append(struct log *l, uint32_t shard, const struct log_entry *e)
 uint64_t log_vote(struct log *l, uint32_t shard, const struct ballot_slot *slot)
 {
 	EXPECT_UINT(shard, SHARD);
-	EXPECT_TRUE(slot->term > l->ballot.term);
+	EXPECT_TRUE(slot->term >= l->ballot.term);
 	l->ballot_pending = *slot;
 	l->ballot_ticket = ++l->ticket;
 	l->votes++;
@@ -242,6 +243,70 @@ static void disk_put(uint64_t index, uint64_t term, uint16_t type,
 
 	(void)log_append(&disk, SHARD, &e);
 	disk.durable = disk.ticket;
+}
+
+/* ---- the transport ---- */
+
+struct sent {
+	enum transport_channel ch;
+	uint64_t to;
+	size_t n;
+	uint8_t p[256];
+};
+
+struct transport {
+	struct transport_sink *raft;
+	struct transport_sink *snapshot;
+	struct sent sent[256];
+	unsigned n;
+	unsigned drops;
+};
+
+static struct transport net;
+
+void transport_listen(struct transport *t, enum transport_channel ch,
+		      uint32_t of, struct transport_sink *k)
+{
+	EXPECT_UINT(of, SHARD);
+	if (ch == CHANNEL_RAFT)
+		t->raft = k;
+	else if (ch == CHANNEL_SNAPSHOT)
+		t->snapshot = k;
+}
+
+enum rc transport_send(struct transport *t, enum transport_channel ch,
+		       uint32_t of, uint64_t node_id, const void *head,
+		       size_t head_n, const void *body, size_t body_n)
+{
+	struct sent *m = &t->sent[t->n++];
+
+	EXPECT_UINT(of, SHARD);
+	EXPECT_TRUE(t->n < 256);
+	EXPECT_TRUE(head_n + body_n <= sizeof(m->p));
+	m->ch = ch;
+	m->to = node_id;
+	m->n = head_n + body_n;
+	memcpy(m->p, head, head_n);
+	if (body_n > 0)
+		memcpy(m->p + head_n, body, body_n);
+	return RC_OK;
+}
+
+uint64_t transport_epoch(const struct transport *t, enum transport_channel ch,
+			 uint64_t node_id)
+{
+	(void)t;
+	(void)ch;
+	(void)node_id;
+	return 1;
+}
+
+void transport_drop(struct transport *t, enum transport_channel ch,
+		    uint64_t node_id)
+{
+	(void)ch;
+	(void)node_id;
+	t->drops++;
 }
 
 /* ---- the app ---- */
@@ -425,10 +490,14 @@ static struct shard_config cfg;
 static struct shard_state state;
 static struct detail why;
 static unsigned closings;
+/* The mutant of the whole run. */
+static enum mutant given;
+static bool asked;
 
 static void setup(void)
 {
 	disk_release();
+	memset(&net, 0, sizeof(net));
 	hand_init(&hand);
 	memset(&fake, 0, sizeof(fake));
 	fake.app.ops = &ops;
@@ -445,7 +514,11 @@ static void setup(void)
 	cfg.ballot_good = true;
 	memset(&state, 0, sizeof(state));
 	memset(&why, 0, sizeof(why));
-	mutant_now = MUTANT_none;
+	if (!asked) {
+		asked = true;
+		given = mutant_now;
+	}
+	mutant_now = given;
 	shard = NULL;
 	closings = 0;
 }
@@ -453,8 +526,22 @@ static void setup(void)
 static enum rc open_shard(void)
 {
 	cfg.ballot = disk.ballot;
-	return shard_open(&hand.env, &disk, NULL, &fake.app, &cfg, &state,
-			  &shard, &why);
+	return shard_open(&hand.env, &disk, cfg.voters_n > 1 ? &net : NULL,
+			  &fake.app, &cfg, &state, &shard, &why);
+}
+
+/* 7, 8 and 9. */
+static void three_voters(void)
+{
+	unsigned i;
+
+	for (i = 0; i < 3; i++) {
+		cfg.voters[i].id = NODE + i;
+		(void)snprintf(cfg.voters[i].address,
+			       sizeof(cfg.voters[i].address), "node%u",
+			       NODE + i);
+	}
+	cfg.voters_n = 3;
 }
 
 static void sync_all(void)
@@ -903,12 +990,15 @@ static void expect_refused(const char *text)
 /* Entries 1..n as a boot leaves them: a configuration, then commands. */
 static void disk_fill(uint64_t first, uint64_t last, uint64_t term)
 {
-	struct step_member m = { NODE, "node7" };
+	struct step_member m[VOTERS_MAX];
 	size_t bytes;
 	void *conf;
 	uint64_t i;
 
-	EXPECT_RC(step_conf_encode(&m, 1, &conf, &bytes), RC_OK);
+	for (i = 0; i < cfg.voters_n; i++)
+		m[i] = (struct step_member){ cfg.voters[i].id,
+					     cfg.voters[i].address };
+	EXPECT_RC(step_conf_encode(m, cfg.voters_n, &conf, &bytes), RC_OK);
 	for (i = first; i <= last; i++) {
 		if (i == 1)
 			disk_put(1, 1, STEP_CHANGE, conf, bytes);
@@ -1035,6 +1125,325 @@ TEST(not_one_of_the_members)
 	cfg.voters_n = 0;
 	EXPECT_RC(open_shard(), RC_INVALID);
 	EXPECT_UINT(disk.ticket, 0);
+	teardown();
+}
+
+/* ---- other voters ---- */
+
+static struct shard_view view(void)
+{
+	struct shard_view v;
+
+	shard_view(shard, &v);
+	return v;
+}
+
+TEST(founders_write_the_same)
+{
+	struct record first[3];
+	uint8_t copy[3][256];
+	uint64_t term;
+	unsigned i;
+
+	for (i = 0; i < 3; i++) {
+		setup();
+		three_voters();
+		cfg.node_id = NODE + i;
+		EXPECT_RC(open_shard(), RC_OK);
+		EXPECT_UINT(disk.n, 1);
+		first[i] = disk.records[0];
+		EXPECT_TRUE(first[i].e.bytes <= sizeof(copy[i]));
+		memcpy(copy[i], first[i].e.data, first[i].e.bytes);
+		EXPECT_UINT(first[i].e.index, 1);
+		EXPECT_UINT(first[i].e.term, 1);
+		EXPECT_UINT(first[i].e.type, STEP_CHANGE);
+		EXPECT_UINT(disk.ballot_pending.term, 1);
+		EXPECT_UINT(disk.ballot_pending.vote, 0);
+		EXPECT_UINT(shard_voters(shard), 3);
+		EXPECT_TRUE(shard_voter(shard, 9));
+		EXPECT_FALSE(shard_voter(shard, 10));
+		EXPECT_FALSE(shard_confirms(shard, 1));
+		shard_start(shard);
+		hand_turn(&hand);
+		EXPECT_UINT(hand_timers(&hand), 0);
+		sync_all();
+		EXPECT_STR(fake.trace, "other 1 conf; ");
+		EXPECT_UINT(hand_timers(&hand), 1);
+		EXPECT_TRUE(shard_confirms(shard, 1));
+		EXPECT_FALSE(shard_confirms(shard, 2));
+		EXPECT_FALSE(shard_leads(shard, &term));
+		EXPECT_INT(view().health, SHARD_WHOLE);
+		EXPECT_STR(view().why, "");
+		EXPECT_UINT(view().peers_n, 0);
+		EXPECT_RC(shard_transfer(shard, 8), RC_NOT_LEADER);
+		EXPECT_UINT(net.n, 0);
+		/* A restart changes nothing. */
+		kill_node();
+		fake.applied = 0;
+		EXPECT_RC(open_shard(), RC_OK);
+		EXPECT_UINT(disk.ballot_ticket, 0);
+		teardown();
+	}
+	for (i = 1; i < 3; i++) {
+		EXPECT_UINT(first[i].e.bytes, first[0].e.bytes);
+		EXPECT_MEM(copy[i], copy[0], first[0].e.bytes);
+	}
+}
+
+/* As codec.c says at its top. */
+#define ASKS_FOR_VOTE 3
+#define ANSWERS_VOTE  4
+#define GRANTED       4
+
+static void ask_vote(uint64_t from, uint64_t term)
+{
+	uint8_t p[40] = { ASKS_FOR_VOTE, 2 };
+
+	le_put64(p + 8, term);
+	le_put64(p + 16, from);
+	le_put64(p + 24, 5);
+	le_put64(p + 32, 1);
+	net.raft->received(net.raft, from, 1, p, sizeof(p));
+}
+
+static void boot_of_three(void)
+{
+	three_voters();
+	EXPECT_RC(open_shard(), RC_OK);
+	shard_start(shard);
+	hand_turn(&hand);
+	sync_all();
+}
+
+/* SO3. */
+TEST(so3_a_vote_leaves_when_it_is_durable)
+{
+	struct shard_stats stats;
+
+	setup();
+	boot_of_three();
+	ask_vote(8, 2);
+	EXPECT_UINT(disk.ballot_pending.term, 2);
+	EXPECT_UINT(disk.ballot_pending.vote, 8);
+	EXPECT_UINT(net.n, 0);
+	/* What comes after it does not overtake it. */
+	ask_vote(9, 2);
+	EXPECT_UINT(net.n, 0);
+	hand_turn(&hand);
+	batch_begin();
+	hand_turn(&hand);
+	EXPECT_UINT(net.n, 0);
+	batch_end();
+	EXPECT_UINT(net.n, 2);
+	EXPECT_UINT(net.sent[0].to, 8);
+	EXPECT_UINT(net.sent[0].ch, CHANNEL_RAFT);
+	EXPECT_UINT(net.sent[0].p[0], ANSWERS_VOTE);
+	EXPECT_TRUE((net.sent[0].p[2] & GRANTED) != 0);
+	EXPECT_UINT(net.sent[1].to, 9);
+	EXPECT_FALSE((net.sent[1].p[2] & GRANTED) != 0);
+	shard_stats(shard, &stats);
+	EXPECT_UINT(stats.held, 2);
+	EXPECT_UINT(stats.messages_in, 2);
+	EXPECT_UINT(stats.messages_out, 2);
+	/* Now nothing is held. */
+	ask_vote(9, 2);
+	EXPECT_UINT(net.n, 3);
+	teardown();
+}
+
+TEST(what_comes_from_peers_is_checked)
+{
+	struct shard_stats stats;
+
+	setup();
+	boot_of_three();
+	net.raft->received(net.raft, 8, 1, (const uint8_t *)"x", 1);
+	EXPECT_UINT(net.drops, 1);
+	ask_vote(8, 1 + TERM_JUMP_MAX + 1);
+	shard_stats(shard, &stats);
+	EXPECT_UINT(stats.refused, 1);
+	EXPECT_UINT(shard_term(shard), 1);
+	EXPECT_UINT(net.n, 0);
+	teardown();
+}
+
+/* A candidate whose ballot is not durable does not begin the next election. */
+TEST(an_election_counts_from_its_ballot)
+{
+	unsigned i;
+
+	setup();
+	boot_of_three();
+	for (i = 0; i < 10; i++)
+		hand_advance(&hand, 100);
+	/* Pre-votes need no ballot. */
+	EXPECT_UINT(disk.ballot_ticket, 0);
+	EXPECT_TRUE(net.n >= 2);
+	EXPECT_UINT(net.sent[0].p[0], ASKS_FOR_VOTE);
+	ask_vote(8, 2);
+	net.n = 0;
+	for (i = 0; i < 100; i++)
+		hand_advance(&hand, 100);
+	EXPECT_UINT(net.n, 0);
+	EXPECT_UINT(shard_term(shard), 2);
+	EXPECT_UINT(hand_timers(&hand), 0);
+	sync_all();
+	EXPECT_UINT(net.n, 1);
+	hand_advance(&hand, 299);
+	EXPECT_UINT(net.n, 1);
+	for (i = 0; i < 10; i++)
+		hand_advance(&hand, 100);
+	EXPECT_TRUE(net.n > 1);
+	teardown();
+}
+
+static void expect_abstains(const char *text)
+{
+	uint64_t ticket = disk.ticket;
+	unsigned i;
+
+	memset(&net, 0, sizeof(net));
+	EXPECT_RC(open_shard(), RC_OK);
+	EXPECT_INT(view().health, SHARD_LOG_BAD);
+	EXPECT_HAS(view().why, text);
+	EXPECT_FALSE(shard_confirms(shard, shard_term(shard)));
+	EXPECT_UINT(shard_voters(shard), 3);
+	EXPECT_UINT(shard_leader(shard), 0);
+	shard_start(shard);
+	hand_turn(&hand);
+	/* It asks both others, and says nothing else. */
+	EXPECT_UINT(net.n, 2);
+	ask_vote(8, 9);
+	for (i = 0; i < 10; i++)
+		hand_advance(&hand, 100);
+	EXPECT_UINT(net.n, 6);
+	for (i = 0; i < net.n; i++) {
+		EXPECT_INT(net.sent[i].ch, CHANNEL_SNAPSHOT);
+		EXPECT_UINT(net.sent[i].p[0], 1);
+		EXPECT_UINT(net.sent[i].p[1], 1);
+		EXPECT_UINT(net.sent[i].to, 8 + i % 2);
+	}
+	EXPECT_UINT(disk.ticket, ticket);
+	EXPECT_STR(fake.trace, "");
+	shard_close(shard, on_closed, &closings);
+	hand_turn(&hand);
+	EXPECT_NULL(shard);
+	EXPECT_NULL(net.raft);
+	EXPECT_NULL(net.snapshot);
+	hand_init(&hand);
+}
+
+TEST(damage_with_other_voters)
+{
+	setup();
+	three_voters();
+	disk_fill(1, 5, 2);
+	disk.damaged = true;
+	expect_abstains("its log is damaged (a bad sector in segment 4)");
+	disk.damaged = false;
+	cfg.ballot_good = false;
+	expect_abstains("both copies of its ballot are bad");
+	cfg.ballot_good = true;
+	disk.ballot.term = 1;
+	expect_abstains("the terms in the log do not fit the ballot");
+	disk.ballot.term = 2;
+	state.index = 9;
+	state.term = 2;
+	state.conf = fake.conf;
+	state.conf_bytes = fake.conf_bytes;
+	state.conf_index = 1;
+	expect_abstains("the log ends before the state does");
+	teardown();
+
+	/* After `node reset`. */
+	setup();
+	three_voters();
+	cfg.state_bad = true;
+	expect_abstains("its disk was reset");
+	disk.ballot.term = 4;
+	expect_abstains("its state is bad, and its log has no records");
+	teardown();
+
+	/* The state of an install that is bad. */
+	setup();
+	three_voters();
+	disk_fill(1, 5, 2);
+	disk.ballot.state_hash[3] = 1;
+	expect_abstains("a snapshot that was installed is bad");
+	teardown();
+}
+
+/* Alone there is nobody to ask. */
+TEST(a_bad_state_of_a_lone_voter)
+{
+	setup();
+	disk_fill(1, 5, 2);
+	cfg.state_bad = true;
+	expect_refused("its state is bad");
+	teardown();
+}
+
+/* A crash after the commit point of an install: the log is what it was. */
+TEST(an_install_is_finished_at_start)
+{
+	setup();
+	three_voters();
+	disk_fill(1, 5, 2);
+	state.index = 20;
+	state.term = 2;
+	state.synced_index = 20;
+	state.conf = fake.conf;
+	state.conf_bytes = fake.conf_bytes;
+	state.conf_index = 1;
+	disk.ballot.state_generation = 7;
+	disk.ballot.state_hash[0] = 9;
+	EXPECT_RC(open_shard(), RC_OK);
+	EXPECT_INT(view().health, SHARD_WHOLE);
+	EXPECT_UINT(disk.base_index, 20);
+	EXPECT_UINT(disk.n, 0);
+	EXPECT_UINT(shard_last_index(shard), 20);
+	shard_start(shard);
+	hand_turn(&hand);
+	EXPECT_FALSE(shard_confirms(shard, 2));
+	sync_all();
+	/* The hash goes, and then it begins. */
+	EXPECT_UINT(disk.ballot_pending.state_hash[0], 0);
+	EXPECT_UINT(disk.ballot_pending.state_generation, 7);
+	EXPECT_UINT(disk.ballot_pending.term, 2);
+	EXPECT_FALSE(shard_confirms(shard, 2));
+	sync_all();
+	EXPECT_TRUE(shard_confirms(shard, 2));
+	EXPECT_UINT(shard_commit_index(shard), 20);
+	teardown();
+}
+
+/* The state goes bad while it is used. */
+TEST(a_state_that_goes_bad)
+{
+	setup();
+	boot_of_three();
+	EXPECT_UINT(fake.applied, 1);
+	shard_state_lost(shard, &(struct detail){ .text = "page 7" });
+	hand_turn(&hand);
+	EXPECT_INT(view().health, SHARD_STATE_BAD);
+	EXPECT_STR(view().why, "its state is damaged: page 7");
+	EXPECT_TRUE(shard_confirms(shard, 1));
+	EXPECT_UINT(net.sent[0].ch, CHANNEL_SNAPSHOT);
+	EXPECT_UINT(net.sent[0].p[1], 0);
+	shard_state_lost(shard, &(struct detail){ .text = "again" });
+	hand_turn(&hand);
+	EXPECT_HAS(view().why, "page 7");
+	teardown();
+
+	setup();
+	boot();
+	fake.trace[0] = '\0';
+	shard_state_lost(shard, &(struct detail){ .text = "page 7" });
+	EXPECT_STR(fake.trace, "");
+	hand_turn(&hand);
+	EXPECT_STR(fake.trace, "lost 2; ");
+	EXPECT_INT(view().health, SHARD_STUCK);
+	EXPECT_HAS(view().why, "page 7");
 	teardown();
 }
 

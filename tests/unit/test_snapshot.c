@@ -152,9 +152,14 @@ static bool on_tell(struct snapshots_owner *o, uint64_t *term)
 	return owner_of(o)->tells;
 }
 
-static void on_told(struct snapshots_owner *o, uint64_t node_id, uint64_t term)
+static void on_told(struct snapshots_owner *o, uint64_t node_id, bool lost,
+		    uint64_t term)
 {
-	say(owner_of(o), "%u told %u; ", (unsigned)node_id, (unsigned)term);
+	if (lost)
+		say(owner_of(o), "%u lost it; ", (unsigned)node_id);
+	else
+		say(owner_of(o), "%u told %u; ", (unsigned)node_id,
+		    (unsigned)term);
 }
 
 static bool on_offered(struct snapshots_owner *o,
@@ -407,6 +412,27 @@ TEST(an_offer_is_refused)
 	EXPECT_FALSE(begin());
 	wait_ms(1);
 	EXPECT_TRUE(begin());
+	/* And later each time, as long as it is refused. */
+	go(4);
+	EXPECT_UINT(ends[0].sent_bad, 2);
+	wait_ms(999);
+	EXPECT_FALSE(begin());
+	wait_ms(1);
+	EXPECT_TRUE(begin());
+	go(4);
+	wait_ms(2000);
+	EXPECT_TRUE(begin());
+	go(4);
+	wait_ms(4000);
+	EXPECT_TRUE(begin());
+	go(4);
+	wait_ms(3999);
+	EXPECT_FALSE(begin());
+	wait_ms(1);
+	ends[1].accepts = true;
+	EXPECT_TRUE(begin());
+	go(ALL);
+	EXPECT_TRUE(ends[1].staged);
 	teardown();
 }
 
@@ -541,7 +567,7 @@ TEST(questions_and_answers)
 	fake_pump();
 	EXPECT_STR(ends[0].trace, "2 wants, abstains; ");
 	EXPECT_STR(ends[2].trace, "2 wants; ");
-	EXPECT_STR(ends[1].trace, "1 told 77; ");
+	EXPECT_STR(ends[1].trace, "1 told 77; 3 lost it; ");
 	/* Nobody is there. */
 	fake_cut(1, 2);
 	snapshots_ask(ends[1].n, 1, true);

@@ -91,7 +91,6 @@ static void begin(unsigned n)
 {
 	unsigned i;
 
-	mutant_now = MUTANT_none;
 	memset(nodes, 0, sizeof(nodes));
 	w = world_new(5);
 	fake_begin(n);

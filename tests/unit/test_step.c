@@ -3,6 +3,8 @@
 #include <raft.h>
 
 #include "node/base/check.h"
+#include "node/base/limits.h"
+#include "raft-glue/codec.h"
 #include "raft-glue/entries.h"
 #include "tests/lib/hand.h"
 #include "tests/lib/runner.h"
@@ -1021,6 +1023,30 @@ TEST(a_leader_without_a_majority_steps_down)
 	cluster_close();
 }
 
+/* The dead one has its heartbeat's time, the living one, who was sent an entry
+ * in between, another: each write is committed as it comes all the same. */
+TEST(writes_do_not_wait_for_heartbeats_with_one_dead)
+{
+	struct node *n = &nodes[1];
+	unsigned i;
+
+	cluster_open(3);
+	elect(n);
+	nodes[3].cut = true;
+	for (i = 0; i < 20; i++) {
+		fire(n);
+		settle();
+		fire(n);
+		settle();
+		clock_to(n->hand.now_ms + 30);
+		EXPECT_RC(submit(n, (uint8_t)i, 8), RC_OK);
+		settle();
+		runner_context("write %u", i);
+		EXPECT_UINT(step_commit(n->step), step_last(n->step));
+	}
+	cluster_close();
+}
+
 /* ---- guards in their places ---- */
 
 static struct raft_message request_vote(uint64_t term, bool pre)
@@ -1116,6 +1142,372 @@ static void fill_entries(struct raft_message *m, struct raft_entry *list,
 	}
 	m->append_entries.entries = list;
 	m->append_entries.n_entries = n;
+}
+
+/* ---- as bytes ---- */
+
+static struct pack_w wire;
+
+static struct step_seen give(struct node *to, uint64_t from,
+			     const struct raft_message *m, bool full)
+{
+	struct step_seen seen;
+	unsigned at = 0;
+
+	pack_w_init(&wire, LINK_MESSAGE_BYTES_MAX);
+	codec_write(&wire, m, &at);
+	EXPECT_RC(wire.rc, RC_OK);
+	EXPECT_FALSE(codec_more(m, at));
+	EXPECT_RC(step_deliver(to->step, from, epoch, wire.p, wire.n, full,
+			       &seen),
+		  RC_OK);
+	pack_w_release(&wire);
+	return seen;
+}
+
+/* MI3. */
+TEST(a_term_too_far_ahead_is_refused)
+{
+	struct node *n = &nodes[1];
+	struct step_seen seen;
+	struct raft_message m;
+	uint64_t term;
+
+	cluster_open(3);
+	elect(n);
+	term = step_term(n->step);
+	m = request_vote(term + TERM_JUMP_MAX + 1, false);
+	m.request_vote.candidate_id = 2;
+	m.request_vote.disrupt_leader = true;
+	seen = give(n, 2, &m, false);
+	EXPECT_TRUE(seen.jumped);
+	EXPECT_UINT(step_term(n->step), term);
+	EXPECT_TRUE(step_leads(n->step));
+	m.request_vote.term = term + TERM_JUMP_MAX;
+	seen = give(n, 2, &m, false);
+	EXPECT_FALSE(seen.jumped);
+	EXPECT_UINT(step_term(n->step), term + TERM_JUMP_MAX);
+	EXPECT_RC(step_deliver(n->step, 2, epoch, (const uint8_t *)"nonsense",
+			       8, false, &seen),
+		  RC_INVALID);
+	cluster_close();
+}
+
+/* A peer without room for entries takes what else the message says. */
+TEST(entries_are_not_taken_when_there_is_no_room)
+{
+	struct raft_entry list[2];
+	struct raft_message m = stale_append(3, 10, 2);
+	struct node *n = &nodes[2];
+	uint8_t data[8] = { 1 };
+	unsigned i;
+
+	n->id = 2;
+	follower_at_ten(n);
+	for (i = 0; i < 2; i++)
+		list[i] = (struct raft_entry){ .term = 3,
+					       .type = RAFT_COMMAND,
+					       .buf = { data, 8 } };
+	m.append_entries.entries = list;
+	m.append_entries.n_entries = 2;
+	(void)give(n, 1, &m, true);
+	EXPECT_UINT(step_last(n->step), 10);
+	EXPECT_UINT(step_term(n->step), 3);
+	EXPECT_UINT(step_leader(n->step), 1);
+	EXPECT_UINT(last_sent(RAFT_APPEND_ENTRIES_RESULT)
+			    ->append_entries_result.last_log_index,
+		    10);
+	(void)give(n, 1, &m, false);
+	EXPECT_UINT(step_last(n->step), 12);
+	EXPECT_UINT(n->tail.next, 13);
+	cluster_close();
+}
+
+/* Amnesia: over one connection a rejection of what was acknowledged. */
+TEST(a_peer_that_has_forgotten)
+{
+	struct raft_message m = { .type = RAFT_APPEND_ENTRIES_RESULT,
+				  .server_id = 2 };
+	struct raft_append_entries_result *res = &m.append_entries_result;
+	struct node *n = &nodes[1];
+	struct step_seen seen;
+	uint64_t match;
+
+	cluster_open(3);
+	elect(n);
+	EXPECT_RC(submit(n, 'a', 8), RC_OK);
+	settle();
+	match = step_match(n->step, 2);
+	EXPECT_UINT(match, step_last(n->step));
+	EXPECT_UINT(step_match(n->step, 9), 0);
+	EXPECT_UINT(step_match(nodes[2].step, 1), 0);
+	res->version = 2;
+	res->term = step_term(n->step);
+	res->rejected = match;
+	res->last_log_index = match - 1;
+	seen = give(n, 2, &m, false);
+	EXPECT_TRUE(seen.forgot);
+	EXPECT_FALSE(seen.level);
+	EXPECT_UINT(step_match(n->step, 2), match);
+	/* Of what it never acknowledged it may lack anything. */
+	res->rejected = match + 1;
+	seen = give(n, 2, &m, false);
+	EXPECT_FALSE(seen.forgot);
+	/* In another term it says nothing. */
+	res->rejected = match;
+	res->term--;
+	seen = give(n, 2, &m, false);
+	EXPECT_FALSE(seen.forgot);
+	res->term++;
+	res->rejected = 0;
+	seen = give(n, 2, &m, false);
+	EXPECT_FALSE(seen.level);
+	res->last_log_index = match;
+	seen = give(n, 2, &m, false);
+	EXPECT_TRUE(seen.level);
+	cluster_close();
+}
+
+/* ---- snapshots that are staged, states that are bad ---- */
+
+TEST(staged_snapshots)
+{
+	struct step_staged s = { .node_id = 1,
+				 .term = 3,
+				 .index = 20,
+				 .index_term = 3,
+				 .conf_index = 1 };
+	struct node *n = &nodes[2];
+	void *conf;
+
+	n->id = 2;
+	follower_at_ten(n);
+	conf = conf_bytes(3, &s.conf_bytes);
+	s.conf = "no configuration at all";
+	EXPECT_RC(step_staged(n->step, &s), RC_CORRUPT);
+	s.conf = conf;
+	s.term = 1;
+	s.index_term = 1;
+	EXPECT_RC(step_staged(n->step, &s), RC_CONFLICT);
+	EXPECT_UINT(n->installs, 0);
+	s.term = 2;
+	s.index = 10;
+	s.index_term = 2;
+	EXPECT_RC(step_staged(n->step, &s), RC_EXISTS);
+	s.node_id = 2;
+	EXPECT_RC(step_staged(n->step, &s), RC_CORRUPT);
+	s.node_id = 1;
+	s.term = 3;
+	s.index = 20;
+	s.index_term = 3;
+	EXPECT_RC(step_staged(n->step, &s), RC_OK);
+	EXPECT_UINT(n->installs, 1);
+	EXPECT_UINT(step_term(n->step), 3);
+	EXPECT_TRUE(step_installing(n->step));
+	EXPECT_RC(step_staged(n->step, &s), RC_CONFLICT);
+	step_installed(n->step);
+	EXPECT_UINT(step_first(n->step), 21);
+	EXPECT_UINT(step_last(n->step), 20);
+	free(conf);
+	cluster_close();
+}
+
+/* The log of a state that is lost: it begins somewhere, and the term before it
+ * is a guess. */
+TEST(a_log_without_its_state)
+{
+	struct raft_entry list[1];
+	struct raft_message m = stale_append(3, 10, 2);
+	struct step_boot boot = { .term = 3,
+				  .index = 10,
+				  .index_term = 3,
+				  .conf_index = 1,
+				  .last = 10,
+				  .unsure = true };
+	struct node *n = &nodes[2];
+	uint8_t data[8] = { 1 };
+	void *conf = conf_bytes(3, &boot.conf_bytes);
+
+	nodes_n = 3;
+	queue_head = queue_tail = 0;
+	epoch = 1;
+	n->id = 2;
+	node_open(2);
+	entries_release(&n->tail);
+	entries_init(&n->tail, 11);
+	n->applied = 10;
+	n->term = 3;
+	boot.conf = conf;
+	step_start(n->step, &boot);
+	free(conf);
+	list[0] = (struct raft_entry){ .term = 3,
+				       .type = RAFT_COMMAND,
+				       .buf = { data, 8 } };
+	m.append_entries.entries = list;
+	m.append_entries.n_entries = 1;
+	(void)give(n, 1, &m, false);
+	EXPECT_FALSE(n->hand.stopped);
+	EXPECT_UINT(step_last(n->step), 11);
+	/* What it applies again of a newer state is no news. */
+	step_applied(n->step, 11, 3);
+	step_applied(n->step, 10, 3);
+	cluster_close();
+}
+
+/* Entries that the state contains are still there for followers. */
+TEST(a_start_with_entries_below_the_state)
+{
+	struct step_boot boot = { .term = 2,
+				  .index = 10,
+				  .index_term = 2,
+				  .conf_index = 1,
+				  .first = 6,
+				  .last = 12 };
+	struct node *n = &nodes[2];
+	struct entry e = { .term = 2, .type = STEP_COMMAND, .bytes = 8 };
+	void *conf = conf_bytes(3, &boot.conf_bytes);
+	uint64_t i;
+
+	nodes_n = 3;
+	queue_head = queue_tail = 0;
+	node_open(2);
+	entries_release(&n->tail);
+	entries_init(&n->tail, 6);
+	for (i = 6; i <= 12; i++) {
+		e.data = calloc(1, 8);
+		EXPECT_TRUE(entries_put(&n->tail, i, &e));
+	}
+	n->term = 2;
+	boot.conf = conf;
+	step_start(n->step, &boot);
+	free(conf);
+	EXPECT_UINT(step_first(n->step), 6);
+	EXPECT_UINT(step_last(n->step), 12);
+	EXPECT_UINT(step_commit(n->step), 10);
+	EXPECT_UINT(step_stored(n->step), 12);
+	EXPECT_UINT(step_term_at(n->step, 6), 2);
+	EXPECT_UINT(step_term_at(n->step, 5), 0);
+	EXPECT_UINT(step_voters(n->step), 3);
+	EXPECT_UINT(step_member_id(n->step, 0), 1);
+	EXPECT_UINT(step_member_id(n->step, 2), 3);
+	EXPECT_UINT(step_member_id(n->step, 3), 0);
+	EXPECT_TRUE(step_voter(n->step, 3));
+	EXPECT_FALSE(step_voter(n->step, 4));
+	cluster_close();
+}
+
+TEST(leadership_is_handed_over)
+{
+	struct node *n = &nodes[1];
+	unsigned i;
+
+	cluster_open(3);
+	elect(n);
+	EXPECT_RC(step_transfer(nodes[2].step, 1), RC_NOT_LEADER);
+	EXPECT_RC(submit(n, 'a', 8), RC_OK);
+	EXPECT_ABORT_SAYS(step_transfer(n->step, 2), "step_last");
+	settle();
+	EXPECT_RC(step_transfer(n->step, 2), RC_OK);
+	EXPECT_UINT(step_transferee(n->step), 2);
+	EXPECT_RC(step_transfer(n->step, 3), RC_NOT_LEADER);
+	EXPECT_RC(submit(n, 'b', 8), RC_NOT_LEADER);
+	for (i = 0; i < 5; i++)
+		settle();
+	EXPECT_TRUE(step_leads(nodes[2].step));
+	EXPECT_FALSE(step_leads(n->step));
+	EXPECT_UINT(step_leader(n->step), 2);
+	cluster_close();
+}
+
+/* A follower knows no leader of a term that it has only heard of. */
+TEST(a_leader_of_an_older_term_is_none)
+{
+	struct raft_message m = request_vote(50, false);
+
+	cluster_open(3);
+	elect(&nodes[1]);
+	EXPECT_UINT(step_leader(nodes[3].step), 1);
+	m.server_id = 2;
+	m.request_vote.candidate_id = 2;
+	m.request_vote.disrupt_leader = true;
+	m.request_vote.last_log_index = 0;
+	m.request_vote.last_log_term = 0;
+	step_receive(nodes[3].step, &m, epoch);
+	EXPECT_UINT(step_term(nodes[3].step), 50);
+	EXPECT_UINT(step_leader(nodes[3].step), 0);
+	cluster_close();
+}
+
+/*
+ * SO1, figure 8 of the Raft paper: an entry of an old term is on a majority,
+ * and a candidate without it could still be elected. It is not committed before
+ * an entry of the leader's own term is. SO2: the leader's disk is slow, and the
+ * followers acknowledge its own term's entry first, so that it is on no
+ * majority yet.
+ */
+static void figure_eight(bool slow)
+{
+	struct node *n = &nodes[1];
+	bool seen = false;
+	uint64_t index;
+	unsigned i;
+
+	cluster_open(3);
+	elect(n);
+	beat(n);
+	/* Only 1 has this one. */
+	nodes[1].cut = true;
+	EXPECT_RC(submit(n, 'x', 8), RC_OK);
+	index = step_last(n->step);
+	persist(n);
+	/* 3 leads, and has another at its place. */
+	elect(&nodes[3]);
+	nodes[3].cut = true;
+	EXPECT_RC(submit(&nodes[3], 'y', 8), RC_OK);
+	persist(&nodes[3]);
+	/* 1 again. One entry at a time: the old one is acknowledged first. */
+	step_inflight(n->step, 1);
+	nodes[2].cut = true;
+	nodes[1].cut = false;
+	for (i = 0; i < 20 && step_leads(n->step); i++)
+		beat(n);
+	nodes[2].cut = false;
+	for (i = 0; i < 40 && !step_leads(n->step); i++) {
+		clock_to(n->hand.now_ms + 700);
+		fire(n);
+		while (queue_head < queue_tail && !step_leads(n->step))
+			deliver_one();
+	}
+	EXPECT_TRUE(step_leads(n->step));
+	if (!slow)
+		persist(n);
+	for (i = 0; i < 100 && step_match(n->step, 2) <= index; i++) {
+		if (queue_head < queue_tail)
+			deliver_one();
+		else
+			persist(&nodes[2]);
+		if (i % 10 == 9)
+			fire(n);
+		seen |= step_match(n->step, 2) == index;
+		if (slow || step_match(n->step, 2) <= index)
+			EXPECT_TRUE(step_commit(n->step) < index);
+	}
+	EXPECT_TRUE(seen);
+	if (slow)
+		persist(n);
+	settle();
+	EXPECT_TRUE(step_commit(n->step) > index);
+	cluster_close();
+}
+
+TEST(so1_an_entry_of_an_old_term_is_not_committed)
+{
+	figure_eight(false);
+}
+
+TEST(so2_the_same_with_a_leader_whose_disk_is_slow)
+{
+	figure_eight(true);
 }
 
 TEST(b4_entries_from_below_the_state)

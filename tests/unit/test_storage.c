@@ -346,7 +346,6 @@ static void new_world(uint64_t seed)
 		world_free(world);
 	log_clear();
 	make_keys();
-	mutant_now = MUTANT_none;
 	world = world_new(seed);
 	db_vfs_seed(random_of_world, world);
 }

@@ -4,14 +4,11 @@
  */
 #include "client/tls.h"
 
-#include <openssl/err.h>
-#include <openssl/ssl.h>
-
 #include "tests/lib/fault.h"
+#include "tests/lib/negatives.h"
 #include "tests/lib/test_ca.h"
 
-#define NODE1  "spiffe://" TEST_CLUSTER "/node/1"
-#define CLIENT "spiffe://" TEST_CLUSTER "/tenant/default/env/dev/client/c"
+#define CLIENT CLIENT_C
 
 static struct test_ca *ca;
 
@@ -196,6 +193,10 @@ TEST(a_stream_in_pieces)
 		pair_new(&p, cc, sc);
 		pair_shake(&p, pieces[k]);
 		EXPECT_TRUE(tls_ready(p.server));
+		if (k % 2 == 1) {
+			tls_keep(p.client);
+			tls_keep(p.server);
+		}
 		for (n = 1; at < 300000; n = n * 3 + 1) {
 			if (n > 300000 - at)
 				n = 300000 - at;
@@ -226,44 +227,6 @@ TEST(a_stream_in_pieces)
 
 /* ---- who is refused ---- */
 
-/* A side that checks nothing and shows what it is told to. */
-struct raw {
-	SSL_CTX *ctx;
-	SSL *ssl;
-	BIO *in;
-	BIO *out;
-};
-
-static void raw_new(struct raw *r, const char *name, bool server)
-{
-	r->ctx = SSL_CTX_new(TLS_method());
-	SSL_CTX_set_security_level(r->ctx, 0);
-	SSL_CTX_set_verify(r->ctx, SSL_VERIFY_NONE, NULL);
-	if (name != NULL) {
-		EXPECT_INT(SSL_CTX_use_certificate_chain_file(
-				   r->ctx, path(name, "crt")),
-			   1);
-		EXPECT_INT(SSL_CTX_use_PrivateKey_file(
-				   r->ctx, path(name, "key"), SSL_FILETYPE_PEM),
-			   1);
-	}
-	r->ssl = SSL_new(r->ctx);
-	r->in = BIO_new(BIO_s_mem());
-	r->out = BIO_new(BIO_s_mem());
-	SSL_set_bio(r->ssl, r->in, r->out);
-	if (server)
-		SSL_set_accept_state(r->ssl);
-	else
-		SSL_set_connect_state(r->ssl);
-}
-
-static void raw_free(struct raw *r)
-{
-	SSL_free(r->ssl);
-	SSL_CTX_free(r->ctx);
-	ERR_clear_error();
-}
-
 /* Until nobody has anything to say; what our side made of it. */
 static enum rc raw_shake(struct raw *r, struct tls *t, struct detail *why)
 {
@@ -288,59 +251,6 @@ static enum rc raw_shake(struct raw *r, struct tls *t, struct detail *why)
 	return rc;
 }
 
-struct negative {
-	const char *what;
-	const char *ca; /* NULL: ours. */
-	const char *says;
-	struct test_leaf leaf;
-};
-
-static const struct negative negatives[] = {
-	{ "self-signed",
-	  NULL,
-	  "self-signed",
-	  { .uri = NODE1, .self_signed = true } },
-	{ "another CA",
-	  "other",
-	  "unable to get local issuer",
-	  { .uri = NODE1 } },
-	{ "another CA of the same name",
-	  "twin",
-	  "signature failure",
-	  { .uri = NODE1 } },
-	{ "expired",
-	  NULL,
-	  "expired",
-	  { .uri = NODE1, .from_s = -7200, .to_s = -60 } },
-	{ "not yet valid",
-	  NULL,
-	  "not yet valid",
-	  { .uri = NODE1, .from_s = 600 } },
-	{ "no URI", NULL, "no URI", { .dns = "n1.example" } },
-	{ "no SAN", NULL, "no URI", { .uri = NULL } },
-	{ "two URIs", NULL, "more than one", { .uri = NODE1, .uri2 = CLIENT } },
-	{ "no SPIFFE id",
-	  NULL,
-	  "no SPIFFE id",
-	  { .uri = "https://" TEST_CLUSTER "/node/1" } },
-	{ "the scheme alone", NULL, "no SPIFFE id", { .uri = "spiffe://" } },
-	{ "a space",
-	  NULL,
-	  "no SPIFFE id",
-	  { .uri = "spiffe://" TEST_CLUSTER "/node/1 " } },
-	{ "a NUL", NULL, "no SPIFFE id", { .san_malformed = true } },
-	{ "no EKU", NULL, "no extendedKeyUsage", { .uri = NODE1, .eku = "" } },
-	{ "EKU of mail",
-	  NULL,
-	  "unsuitable certificate purpose",
-	  { .uri = NODE1, .eku = "emailProtection" } },
-	{ "a weak key",
-	  NULL,
-	  "key too weak",
-	  { .uri = NODE1, .rsa_bits = 1024 } },
-	{ "a CA", NULL, "CA's certificate", { .uri = NODE1, .is_ca = true } },
-};
-
 static void expect_refused(const struct negative *n, const char *name,
 			   bool server)
 {
@@ -351,7 +261,7 @@ static void expect_refused(const struct negative *n, const char *name,
 
 	runner_context("%s, as %s", n->what, server ? "client" : "server");
 	EXPECT_RC(tls_new(c, server, &t), RC_OK);
-	raw_new(&r, name, !server);
+	raw_new(&r, runner_dir(), name, !server);
 	EXPECT_RC(raw_shake(&r, t, &why), RC_DENIED);
 	EXPECT_STR(why.field, "certificate");
 	EXPECT_HAS(why.text, n->says);
@@ -367,28 +277,17 @@ static void expect_refused(const struct negative *n, const char *name,
 
 TEST(certificates_that_are_refused)
 {
-	struct test_ca *other;
-	struct test_ca *twin;
+	struct negative_cas cas;
 	const char *dir = runner_dir();
 	size_t i;
 	struct negative side;
 
 	begin();
-	other = test_ca_new(dir, "other");
-	{
-		char sub[300];
-
-		snprintf(sub, sizeof(sub), "%s/twin", dir);
-		EXPECT_INT(mkdir(sub, 0700), 0);
-		twin = test_ca_new(sub, "ca");
-	}
+	negative_cas_new(&cas, dir, ca);
 	for (i = 0; i < sizeof(negatives) / sizeof(negatives[0]); i++) {
 		const struct negative *n = &negatives[i];
-		struct test_ca *by = ca;
 
-		if (n->ca != NULL)
-			by = strcmp(n->ca, "twin") == 0 ? twin : other;
-		test_cert(by, dir, "bad", &n->leaf);
+		negative_cert(n, &cas, dir);
 		expect_refused(n, "bad", true);
 		expect_refused(n, "bad", false);
 	}
@@ -405,9 +304,8 @@ TEST(certificates_that_are_refused)
 	/* None. */
 	side = (struct negative){ .what = "none",
 				  .says = "showed no certificate" };
-	expect_refused(&side, NULL, true);
-	test_ca_free(other);
-	test_ca_free(twin);
+	expect_refused(&side, "", true);
+	negative_cas_free(&cas);
 	end();
 }
 
@@ -454,7 +352,7 @@ TEST(a_chain_of_200)
 	fclose(f);
 	c = context("node1");
 	EXPECT_RC(tls_new(c, true, &t), RC_OK);
-	raw_new(&r, "bad", false);
+	raw_new(&r, runner_dir(), "bad", false);
 	EXPECT_RC(raw_shake(&r, t, &why), RC_INVALID);
 	EXPECT_HAS(why.text, "excessive message size");
 	raw_free(&r);
@@ -511,7 +409,7 @@ TEST(nothing_but_tls_1_3)
 	begin();
 	c = context("node1");
 	EXPECT_RC(tls_new(c, true, &t), RC_OK);
-	raw_new(&r, "client", false);
+	raw_new(&r, runner_dir(), "client", false);
 	SSL_set_max_proto_version(r.ssl, TLS1_2_VERSION);
 	EXPECT_RC(raw_shake(&r, t, &why), RC_INVALID);
 	EXPECT_HAS(why.text, "unsupported protocol");
@@ -533,7 +431,7 @@ TEST(nothing_to_resume_with)
 	begin();
 	c = context("node1");
 	EXPECT_RC(tls_new(c, true, &t), RC_OK);
-	raw_new(&r, "client", false);
+	raw_new(&r, runner_dir(), "client", false);
 	/* The name that a client asks for makes no difference. */
 	SSL_set_tlsext_host_name(r.ssl, "other.tenant.example");
 	EXPECT_RC(raw_shake(&r, t, &why), RC_OK);
