@@ -39,6 +39,8 @@ setup_table()
 	check|python3-pynvim|py pynvim.msgpack_rpc|a MessagePack-RPC client that is not ours, in Python
 	check|ruby-neovim|rb neovim/client|a MessagePack-RPC client that is not ours, in Ruby
 	check|strace|cmd strace|shows that a write is synced before it is answered
+	check|iproute2|cmd ip|three network namespaces as three hosts
+	check|nftables|cmd nft|cuts between them, in one direction too
 	END
 }
 

@@ -303,7 +303,7 @@ def test_bench():
         got = bench(cli, "idle", "--objects", "2000")
         assert got["objects_resident"] >= 2000, got
         got = bench(cli, "null", "--rate", "2000")
-        assert 1500 <= got["ok"] + got["unsent"] <= 2001, got
+        assert 1500 <= got["ok"] + got["unsent"] <= 2200, got
 
 
 def test_bench_counts_what_is_there():

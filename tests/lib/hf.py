@@ -472,11 +472,11 @@ def until(what, ask, limit=LIMIT_S):
 
 
 class Cluster:
-    """`nodes` real nodes on free ports of loopback, in a directory of their
-    own. Stopped and removed at its end."""
+    """`nodes` real nodes on `ports` (0: free ones) of loopback or of `host`,
+    in a directory of their own. Stopped and removed at its end."""
 
     def __init__(self, nodes=3, shards=8, daemon="holdfastd", env=None,
-                 host=None, config=""):
+                 host=None, config="", ports=(0, 0)):
         self.own = tempfile.mkdtemp(prefix="hf-", dir="/tmp")
         self.dir = os.path.join(self.own, "c")
         self.daemon = daemon
@@ -484,8 +484,8 @@ class Cluster:
         self.nodes = []
         extra = ["--host", host] if host else []
         r = run("holdfast", "init", self.dir, "--nodes", str(nodes),
-                "--rpc-port", "0", "--peer-port", "0", "--shards",
-                str(shards), *extra)
+                "--rpc-port", str(ports[0]), "--peer-port", str(ports[1]),
+                "--shards", str(shards), *extra)
         if r.returncode != 0:
             shutil.rmtree(self.own, ignore_errors=True)
             raise AssertionError(r)

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -72,12 +73,18 @@ static const char *last_words(const char *report, char *line, size_t n)
 	return line;
 }
 
+/* The soft and the hard limit are one: either signal may come. */
+static bool is_late(int signal)
+{
+	return signal == SIGXCPU || signal == SIGKILL;
+}
+
 static void judge_status(int status, const char *report, struct finding *out)
 {
 	char line[400];
 	const char *why = last_words(report, line, sizeof(line));
 
-	if (WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM)
+	if (WIFSIGNALED(status) && is_late(WTERMSIG(status)))
 		breach(out, "ends", "it took too long");
 	else if (WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT)
 		breach(out, "no-panic", why);
@@ -146,6 +153,7 @@ static struct child *free_child(void)
 
 bool farm_split(const struct task *t, struct finding **out)
 {
+	const struct rlimit limit = { seconds, seconds };
 	struct child *c = free_child();
 	pid_t pid;
 
@@ -163,7 +171,8 @@ bool farm_split(const struct task *t, struct finding **out)
 	(void)dup2(c->output, STDERR_FILENO);
 	(void)dup2(c->output, STDOUT_FILENO);
 	*out = c->out;
-	(void)alarm(seconds);
+	/* Of CPU time: a machine that is busy is no fault of the trial's. */
+	(void)setrlimit(RLIMIT_CPU, &limit);
 	/* What it starts itself is its own. */
 	memset(children, 0, sizeof(children));
 	return true;

@@ -28,7 +28,7 @@ struct task {
 	void *arg;
 };
 
-/* At most so many children at once. */
+/* At most so many children at once, each with so much CPU time. */
 void farm_init(unsigned children, unsigned seconds_max);
 /* Start a child for `t`, which the farm copies; waits for room first, and calls
  * `done` of others meanwhile. */

@@ -13,8 +13,9 @@
 
 /* Prints a line for each: what caught it, and after how many seeds. Counts one
  * for each mutant, and one for each way of drawing that the build as it is must
- * pass. `only` (may be NULL): this one. */
-void mutants_all(const char *only, bool quiet, uint64_t *passed,
+ * pass. `only` (may be NULL): this one. Each is looked for in `within` seeds;
+ * in fewer than 500 one that survives is open, and not counted. */
+void mutants_all(const char *only, uint64_t within, uint64_t *passed,
 		 uint64_t *failed);
 
 #endif

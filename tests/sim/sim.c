@@ -38,9 +38,10 @@ struct options {
 	const char *regressions;
 	const char *mutant;
 	const char *only;
+	uint64_t within; /* Seeds, for each mutant. */
 };
 
-static struct options opt = { .jobs = 2, .stride = 1 };
+static struct options opt = { .jobs = 2, .stride = 1, .within = 500 };
 
 static struct ledger ledger;
 /* As ./check counts. */
@@ -226,6 +227,8 @@ static _Noreturn void usage(int status)
 		"  --seconds N          fresh seeds for so long\n"
 		"  --sweep              a crash at every operation of the "
 		"disk\n"
+		"  --within N           with --mutants: in N seeds each, not "
+		"500\n"
 		"  --only NAME          with --sweep and --mutants: this one\n"
 		"  --points             a node of three ends at each "
 		"operation and message\n"
@@ -292,6 +295,9 @@ static void parse(int argc, char **argv)
 			opt.regressions = value_of(argc, argv, &i);
 		} else if (strcmp(a, "--mutant") == 0) {
 			opt.mutant = value_of(argc, argv, &i);
+		} else if (strcmp(a, "--within") == 0) {
+			opt.within =
+				strtoull(value_of(argc, argv, &i), NULL, 10);
 		} else if (strcmp(a, "--only") == 0) {
 			opt.only = value_of(argc, argv, &i);
 		} else if (strcmp(a, "--focus") == 0) {
@@ -358,7 +364,7 @@ int main(int argc, char **argv)
 	if (opt.points)
 		points_all(opt.jobs, opt.stride, opt.quiet, &passed, &failed);
 	if (opt.mutants)
-		mutants_all(opt.only, opt.quiet, &passed, &failed);
+		mutants_all(opt.only, opt.within, &passed, &failed);
 	printf("# sim: %" PRIu64 " passed, %" PRIu64 " failed\n", passed,
 	       failed);
 	if (opt.json)

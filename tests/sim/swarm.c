@@ -12,7 +12,7 @@ const char *const focus_names[FOCUSES] = {
 	[FOCUS_DAMAGE] = "damage",   [FOCUS_CHAINS] = "chains",
 	[FOCUS_KEYS] = "keys",       [FOCUS_VOTES] = "votes",
 	[FOCUS_INSTALL] = "install", [FOCUS_OWNERS] = "owners",
-	[FOCUS_LIMITS] = "limits",
+	[FOCUS_LIMITS] = "limits",   [FOCUS_LOST] = "lost",
 };
 
 static uint32_t between(struct prng *p, uint32_t least, uint32_t most)
@@ -133,6 +133,11 @@ static void draw_lone(struct swarm *s, struct prng *p)
 
 static void draw_quiet(struct swarm *s, struct prng *p)
 {
+	if (chance(p, 50)) {
+		s->nodes = 1;
+		draw_lone(s, p);
+		s->ms = between(p, 2000, 5000);
+	}
 	s->shards = between(p, 1, 2);
 	s->clients = between(p, 1, 2);
 	s->depth = 1;
@@ -171,12 +176,24 @@ static void draw_focus(struct swarm *s, struct prng *p, enum focus focus)
 		s->bulk = true;
 		return;
 	case FOCUS_DAMAGE:
+		/* Alone nobody else has what is damaged. */
+		if (chance(p, 50)) {
+			s->nodes = 1;
+			draw_lone(s, p);
+		}
 		s->faults = BIT(FAULT_FLIP) | BIT(FAULT_FLIP_LIVE) |
 			    BIT(FAULT_KILL) | BIT(FAULT_POWER);
 		if (s->nodes > 1)
 			s->faults |= BIT(FAULT_LOST) | BIT(FAULT_MISDIRECTED);
 		return;
 	case FOCUS_CHAINS:
+		/* Alone, without what takes long, nothing may hang. */
+		if (chance(p, 50)) {
+			s->nodes = 1;
+			draw_lone(s, p);
+			s->faults = 0;
+			s->slow_syncs = false;
+		}
 		s->relays = between(p, 2, 4);
 		s->small = 1;
 		s->large = 0;
@@ -201,6 +218,13 @@ static void draw_focus(struct swarm *s, struct prng *p, enum focus focus)
 		s->clients = 6;
 		s->keyed = 0;
 		s->deadline_ms = between(p, 1000, 3000);
+		return;
+	case FOCUS_LOST:
+		s->faults &= ~(BIT(FAULT_FLIP) | BIT(FAULT_FLIP_LIVE) |
+			       BIT(FAULT_LOST) | BIT(FAULT_MISDIRECTED));
+		s->faults |=
+			BIT(FAULT_EMPTY) | BIT(FAULT_OLDER) | BIT(FAULT_COPIED);
+		s->fault_ms = between(p, 300, 1000);
 		return;
 	case FOCUS_LIMITS:
 		s->limiters = 3;

@@ -261,6 +261,7 @@ enum focus {
 	FOCUS_INSTALL, /* Followers fall far behind. */
 	FOCUS_OWNERS,  /* Owners are cut off and frozen. */
 	FOCUS_LIMITS,  /* Limiters. */
+	FOCUS_LOST,    /* Disks come back as others. */
 	FOCUSES,
 };
 extern const char *const focus_names[FOCUSES];
