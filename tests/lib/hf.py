@@ -432,6 +432,16 @@ class Member:
         self.proc.terminate()
         return self.wait()
 
+    def end_traced(self):
+        """Behind a tracer the process is another one, and outlives it."""
+        try:
+            pid = self.pid
+            with open("/proc/%d/cmdline" % pid, "rb") as f:
+                if self.config.encode() in f.read() and pid != self.proc.pid:
+                    os.kill(pid, signal.SIGKILL)
+        except (OSError, ValueError):
+            pass
+
     def pause(self):
         self.proc.send_signal(signal.SIGSTOP)
 
@@ -599,6 +609,7 @@ class Cluster:
         for n in self.nodes:
             if n.running:
                 n.resume()
+                n.end_traced()
                 n.proc.kill()
                 n.proc.wait()
         shutil.rmtree(self.own, ignore_errors=True)
