@@ -2198,7 +2198,11 @@ uint64_t shard_leader(const struct shard *s)
 uint64_t shard_commit_index(const struct shard *s)
 {
 	CHECK_OBJ(s, SHARD_MAGIC);
-	return s->begun ? step_commit(s->step) : s->applied;
+	/* A state that was taken from a leader beside a whole log is committed
+	 * before the core of this node has heard so. */
+	if (!s->begun || step_commit(s->step) < s->applied)
+		return s->applied;
+	return step_commit(s->step);
 }
 
 uint64_t shard_last_index(const struct shard *s)

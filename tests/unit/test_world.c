@@ -435,6 +435,102 @@ TEST(a_paused_process_comes_late)
 	end();
 }
 
+TEST(a_shorter_pause_does_not_end_a_longer_one)
+{
+	char x = 'x';
+
+	begin(15);
+	world_at(world, 0, 5, call_say, &x);
+	world_pause(world, 0, 100);
+	EXPECT_TRUE(world_paused(world, 0));
+	world_run_until(world, 20);
+	world_pause(world, 0, 10);
+	world_run_until(world, 99);
+	EXPECT_STR(trace, "");
+	world_run_until(world, 101);
+	EXPECT_STR(trace, "x");
+	EXPECT_FALSE(world_paused(world, 0));
+	EXPECT_UINT(world_last(world), 0);
+	end();
+}
+
+TEST(a_clock_that_drifts)
+{
+	struct alarm_clock a;
+	uint64_t from;
+	uint64_t to;
+
+	begin(16);
+	world_timer_late(world, 0);
+	from = env_now_ns(env);
+	world_drift(world, 0, 100000);
+	world_run_until(world, 1000);
+	to = env_now_ns(env);
+	EXPECT_UINT((to - from) / 1000000u, 1100);
+	/* Its timers go by it. */
+	a = alarm_named('a');
+	start_in(&a, 110);
+	world_run_until(world, 1099);
+	EXPECT_STR(trace, "");
+	world_run_until(world, 1102);
+	EXPECT_STR(trace, "a");
+	/* Slowed down on the way, a timer is late by the world's time and not
+	 * early by its own: ring() sees to that. */
+	world_drift(world, 0, 0);
+	start_in(&a, 100);
+	world_drift(world, 0, -500000);
+	world_run_until(world, 1250);
+	EXPECT_STR(trace, "a");
+	world_run_until(world, 1310);
+	EXPECT_STR(trace, "aa");
+	from = env_now_ns(env);
+	world_drift(world, 0, 0);
+	EXPECT_UINT(env_now_ns(env), from);
+	end();
+}
+
+static void end_itself(void *arg)
+{
+	(void)arg;
+	say('e');
+	world_end(world, 0);
+	say('n');
+}
+
+TEST(a_driver_ends_a_node)
+{
+	char x = 'x';
+
+	begin(17);
+	world_at(world, 0, 5, end_itself, NULL);
+	world_at(world, 0, 6, call_say, &x);
+	world_run_until(world, 10);
+	EXPECT_STR(trace, "en");
+	EXPECT_FALSE(world_alive(world, 0));
+	EXPECT_TRUE(world_crashed(world, 0));
+	EXPECT_TRUE(world_stopped(world, 0) == NULL);
+	world_kill(world, 0);
+	EXPECT_TRUE(world_alive(world, 0));
+	end();
+}
+
+TEST(it_is_seen_that_time_stands_still)
+{
+	struct alarm_clock a;
+
+	begin(18);
+	world_timer_late(world, 0);
+	a = alarm_named('.');
+	a.again = 50;
+	start_in(&a, 1);
+	world_run_until(world, 1);
+	EXPECT_TRUE(world_still(world) >= 49);
+	world_at(world, WORLD_NOBODY, 9, call_say, &a.name);
+	world_run_until(world, 9);
+	EXPECT_UINT(world_still(world), 0);
+	end();
+}
+
 static uint64_t busy_run(uint64_t seed)
 {
 	struct step s[6];
@@ -1361,6 +1457,79 @@ TEST(a_copied_directory_has_another_birth)
 	world_birth_hidden(world, 0, true);
 	EXPECT_RC(disk_birth(disk, &c), RC_OK);
 	EXPECT_UINT(c.birth_ns, 0);
+	end();
+}
+
+TEST(a_clone_is_what_is_durable_and_keeps_its_birth)
+{
+	struct disk_birth a;
+	struct disk_birth b;
+	struct disk_file *f;
+	size_t bytes;
+	uint8_t *p;
+
+	begin(51);
+	EXPECT_RC(disk_mkdir(disk, "d"), RC_OK);
+	disk_close(durable("f", 5000, 'a'));
+	f = file("f", 0);
+	EXPECT_RC(disk_write(f, "bbb", 3, 600), RC_OK);
+	disk_close(file("unsynced", DISK_CREATE));
+	EXPECT_RC(disk_birth(disk, &a), RC_OK);
+	world_clone(world, 0, 3);
+	EXPECT_RC(disk_birth(world_disk(world, 3), &b), RC_OK);
+	EXPECT_TRUE(a.inode == b.inode && a.birth_ns == b.birth_ns);
+	p = world_file(world, 3, "f", false, &bytes);
+	EXPECT_NOT_NULL(p);
+	EXPECT_UINT(bytes, 5000);
+	EXPECT_MEM(p + 599, "aaaaa", 5);
+	free(p);
+	EXPECT_TRUE(world_file(world, 3, "unsynced", false, &bytes) == NULL);
+	EXPECT_TRUE(world_used(world, 3) >= 5000);
+	disk_close(f);
+	end();
+}
+
+static void count_name(void *arg, const char *name)
+{
+	(void)name;
+	++*(unsigned *)arg;
+}
+
+TEST(what_is_durable_can_be_read_while_the_disk_is_used)
+{
+	struct disk *d;
+	struct disk_file *f;
+	struct disk_file *g;
+	unsigned names = 0;
+	uint64_t size;
+	char got[8];
+	size_t n;
+
+	begin(52);
+	disk_close(durable("f", 1000, 'a'));
+	f = file("f", 0);
+	EXPECT_RC(disk_write(f, "bbbb", 4, 510), RC_OK);
+	EXPECT_RC(disk_write(f, "cccc", 4, 998), RC_OK);
+	disk_close(file("unsynced", DISK_CREATE));
+	d = world_durable(world, 0);
+	EXPECT_RC(disk_open(d, "unsynced", DISK_READONLY, &g, NULL),
+		  RC_NOT_FOUND);
+	EXPECT_RC(disk_open(d, "f", DISK_READONLY, &g, NULL), RC_OK);
+	EXPECT_RC(d->ops->size(g, &size), RC_OK);
+	EXPECT_UINT(size, 1000);
+	EXPECT_RC(disk_read(g, got, 6, 508, &n), RC_OK);
+	EXPECT_UINT(n, 6);
+	EXPECT_MEM(got, "aaaaaa", 6);
+	EXPECT_RC(disk_read(g, got, 8, 996, &n), RC_OK);
+	EXPECT_UINT(n, 4);
+	EXPECT_RC(d->ops->list(d, "", count_name, &names), RC_OK);
+	EXPECT_UINT(names, 1);
+	/* And then it is. */
+	EXPECT_RC(disk_sync(f), RC_OK);
+	EXPECT_RC(disk_read(g, got, 6, 508, &n), RC_OK);
+	EXPECT_MEM(got, "aabbbb", 6);
+	disk_close(g);
+	disk_close(f);
 	end();
 }
 
