@@ -235,7 +235,8 @@ def main():
     etcd = Etcd(folder)
     redis = Redis(folder)
     try:
-        with Cluster(3) as cluster:
+        with Cluster(3, shards=16).start() as cluster:
+            cluster.wait_leaders()
             for _ in range(ROUNDS):
                 measure(cluster, etcd, redis, rows, syncs)
         syncs["Redis increment, 64"] = redis.syncs(64, 5000)
