@@ -46,13 +46,16 @@
 #define DRAIN_MS         7000u
 #define SETUP_MS         600000u
 #define CONNECT_MS       20000u
+#define CONNECT_REST_MS  1000u  /* While one node is there, for the others. */
 #define SETTLE_MS        30000u /* Set-up: until a shard has an owner. */
 #define RECONNECT_MS     20u
 #define CIPHER_BYTES     262144u
 #define HOPS_MAX         4u
 #define OWNER_UNKNOWN    0xffu
 #define VOID_PERCENT     1u
-#define TURN_NS_MIN      20000u /* Open loop: wake up at most so often. */
+#define TURN_NS_MIN      20000u   /* Open loop: wake up at most so often. */
+#define BATCH_CALLS      256u     /* Open loop: about so many begin at once, */
+#define BATCH_NS_MAX     1000000u /* at most so long apart. */
 #define TAIL_BYTES_MAX   (2u << 20)
 #define WARM_WRITES      20000u
 #define LIMIT_PER_PERIOD 1000000u
@@ -85,6 +88,7 @@ struct conn {
 	struct client *client; /* NULL: for `status` and `hello`. */
 	uint32_t node;
 	struct tls *tls; /* NULL: none. */
+	uint32_t queued; /* Calls since the socket had taken everything. */
 	struct pack_w out;
 	size_t out_at;
 	uint8_t *in;
@@ -180,7 +184,9 @@ struct bench {
 	bool full;         /* open loop: no free place for the next call. */
 	uint64_t first_ns; /* open loop: of call 0. */
 	uint64_t nth;
-	uint64_t end_ns; /* No call begins at or after. */
+	uint64_t batch_ns; /* open loop: when the next calls begin. */
+	uint32_t batch_of; /* and of whom. */
+	uint64_t end_ns;   /* No call begins at or after. */
 	bool stop;
 
 	struct snapshot *asked_into; /* NULL: nothing is asked. */
@@ -429,6 +435,15 @@ static uint8_t *put(uint8_t *to, const void *bytes, size_t n)
 	return to + n;
 }
 
+/* Each key has its limiter: of n, limiter i has the keys i, i + n, ... */
+static uint32_t key_of(struct bench *b, uint32_t object)
+{
+	uint32_t n = b->o->keys / b->o->objects;
+
+	return (uint32_t)(bench_random(b) % (n > 0 ? n : 1)) * b->o->objects +
+	       object;
+}
+
 /* One request behind what stands in `w`; at most 600 bytes and the tail. */
 static void compose(struct bench *b, struct pack_w *w, uint32_t id,
 		    const struct place *l, bool redirect)
@@ -460,8 +475,7 @@ static void compose(struct bench *b, struct pack_w *w, uint32_t id,
 	if (t->w.n > 0)
 		memcpy(p, t->w.p, t->w.n);
 	if (t->key_at != 0)
-		digits_8(p + t->key_at,
-			 (uint32_t)(bench_random(b) % b->o->keys));
+		digits_8(p + t->key_at, key_of(b, l->object));
 	if (t->idem_at != 0)
 		memcpy(put(p + t->idem_at, &b->nonce, 8), &l->number, 8);
 	w->n = (size_t)(p + t->w.n - w->p);
@@ -550,6 +564,7 @@ static bool conn_open(struct bench *b, struct conn *c)
 	c->wants_write = n->tcp;
 	c->in_n = 0;
 	c->out_at = 0;
+	c->queued = 0;
 	pack_w_reset(&c->out);
 	frame_reader_init(&c->reader, FRAME_MAX);
 	if (n->tcp)
@@ -627,7 +642,9 @@ static void conns_reopen(struct bench *b)
 		return;
 	b->reconnect_ns = b->now_ns + RECONNECT_MS * NS_PER_MS;
 	for (n = 0; n < b->o->nodes_n; n++) {
-		if (!conn_reopen(b, &b->nodes[n].control) || n >= b->called)
+		/* One connection tries whether it is there. */
+		if (!conn_reopen(b, &b->nodes[n].control) ||
+		    !b->nodes[n].control.ready || n >= b->called)
 			continue;
 		for (i = 0; i < b->o->clients; i++)
 			if (!conn_reopen(b, &b->clients[i].conns[n]))
@@ -683,6 +700,8 @@ static void conn_flush(struct bench *b, struct conn *c)
 		pack_w_reset(&c->out);
 		c->out_at = 0;
 	}
+	if (!wants_write)
+		c->queued = 0;
 	if (wants_write != c->wants_write) {
 		c->wants_write = wants_write;
 		(void)conn_watch(b, c, EPOLL_CTL_MOD);
@@ -744,6 +763,7 @@ static void call_send(struct bench *b, struct client *k, uint32_t place,
 		return;
 	}
 	l->node = (uint8_t)c->node;
+	c->queued++;
 	compose(b, &c->out, place, l, redirect && c->node == node);
 	if (c->out.rc != RC_OK)
 		conn_lost(b, c);
@@ -813,18 +833,31 @@ static uint64_t intended_ns(const struct bench *b, uint64_t nth)
 	       (uint64_t)((double)nth * (double)NS_PER_S / (double)b->o->rate);
 }
 
-/* A client with a free place, in turns; NULL: there is none. */
+/* A client with a free place, the one whose turn it is as long as it has one;
+ * NULL: there is none. */
 static struct client *client_next(struct bench *b)
 {
 	struct client *k;
 	uint32_t i;
 
 	for (i = 0; i < b->o->clients; i++) {
-		k = &b->clients[(b->nth + i) % b->o->clients];
+		k = &b->clients[b->batch_of];
 		if (client_is_ready(b, k))
 			return k;
+		b->batch_of = (b->batch_of + 1) % b->o->clients;
 	}
 	return NULL;
+}
+
+/* Calls that begin together, and are of one client, share a record and a write
+ * to each node: one at a time they would cost more than those who answer them.
+ * It makes none of them slower than it is: a latency runs from when its call
+ * should have begun. */
+static uint64_t batch_gap_ns(const struct bench *b)
+{
+	uint64_t ns = BATCH_CALLS * (uint64_t)NS_PER_S / b->o->rate;
+
+	return ns < BATCH_NS_MAX ? ns : BATCH_NS_MAX;
 }
 
 /* Open loop: what should have begun by now begins, where there is a place. */
@@ -834,6 +867,10 @@ static void calls_begin_due(struct bench *b)
 	double late_us;
 	uint64_t at;
 
+	if (!b->open_loop || b->stop || b->now_ns < b->batch_ns)
+		return;
+	b->batch_ns = b->now_ns + batch_gap_ns(b);
+	b->batch_of = (b->batch_of + 1) % b->o->clients;
 	while (b->open_loop && !b->stop) {
 		at = intended_ns(b, b->nth);
 		if (at > b->now_ns || at >= b->end_ns)
@@ -923,11 +960,41 @@ static bool call_hops(struct bench *b, struct client *k, uint32_t place,
 	return true;
 }
 
+/* In a flood most answers are this one: known by how our nodes write it. */
+static bool is_overloaded(struct pack_bytes error)
+{
+	static const char code[] = "\xa4"
+				   "code"
+				   "\xaa"
+				   "OVERLOADED";
+	static const char outcome[] = "\xa7"
+				      "outcome"
+				      "\xa7"
+				      "refused";
+	const size_t code_n = sizeof(code) - 1;
+	size_t n = error.n < 64 ? error.n : 64;
+
+	return n > code_n && memcmp(error.p + 1, code, code_n) == 0 &&
+	       memmem(error.p + code_n, n - code_n, outcome,
+		      sizeof(outcome) - 1) != NULL;
+}
+
+static void call_refused(struct bench *b, struct client *k, uint32_t place)
+{
+	place_free(b, k, place);
+	b->answered++;
+	b->r->refused += b->measuring;
+}
+
 static void call_failed(struct bench *b, struct client *k, uint32_t place,
 			const struct frame *f)
 {
 	struct frame_error e;
 
+	if (!b->sequence && is_overloaded(f->error)) {
+		call_refused(b, k, place);
+		return;
+	}
 	if (frame_error_read(f->error, &e) != RC_OK) {
 		e.code = RC_INTERNAL;
 		e.outcome = OUTCOME_UNKNOWN;
@@ -1206,6 +1273,14 @@ static void conn_read(struct bench *b, struct conn *c)
 		client_fill(b, c->client);
 }
 
+/* When the next call of an open loop begins. */
+static uint64_t call_due_ns(const struct bench *b)
+{
+	uint64_t at = intended_ns(b, b->nth);
+
+	return at > b->batch_ns ? at : b->batch_ns;
+}
+
 /* Wake up for the next call of an open loop, at the latest at `until_ns`. A
  * timer that fires too early costs a turn, so it is set only when it would fire
  * too late. */
@@ -1214,8 +1289,8 @@ static void timer_set(struct bench *b, uint64_t until_ns)
 	struct itimerspec t = { { 0, 0 }, { 0, 0 } };
 	uint64_t at = until_ns;
 
-	if (b->open_loop && !b->stop && !b->full && intended_ns(b, b->nth) < at)
-		at = intended_ns(b, b->nth);
+	if (b->open_loop && !b->stop && !b->full && call_due_ns(b) < at)
+		at = call_due_ns(b);
 	if (b->lost_conns > 0 && b->reconnect_ns < at)
 		at = b->reconnect_ns;
 	if (at < b->now_ns + TURN_NS_MIN)
@@ -1453,6 +1528,7 @@ static void phase_start(struct bench *b, uint64_t seconds_ns)
 	b->open_loop = b->o->rate > 0;
 	b->first_ns = b->now_ns;
 	b->nth = 0;
+	b->batch_ns = 0;
 	b->end_ns = b->now_ns + seconds_ns;
 	clients_fill(b);
 	calls_begin_due(b);
@@ -1463,6 +1539,19 @@ static uint64_t calls_due(const struct bench *b, uint64_t end_ns)
 {
 	return (uint64_t)((double)(end_ns - b->first_ns) * (double)b->o->rate /
 			  (double)NS_PER_S);
+}
+
+/* Begun, but the sockets have not taken them: nobody was offered those. */
+static uint64_t calls_queued(const struct bench *b)
+{
+	uint64_t sum = 0;
+	uint32_t i;
+	uint32_t n;
+
+	for (i = 0; i < b->o->clients; i++)
+		for (n = 0; n < b->called; n++)
+			sum += b->clients[i].conns[n].queued;
+	return sum;
 }
 
 static void bench_load(struct bench *b)
@@ -1488,6 +1577,7 @@ static void bench_load(struct bench *b)
 	if (b->o->rate > 0) {
 		due = calls_due(b, b->end_ns);
 		b->r->unsent = due > b->nth ? due - b->nth : 0;
+		b->r->unsent += calls_queued(b);
 		b->r->is_void = b->r->unsent > due / 100 * VOID_PERCENT;
 	}
 	bench_status(b, &to);
@@ -1644,26 +1734,64 @@ static enum rc clients_alloc(struct bench *b)
 	return rc;
 }
 
-/* Every connection stands, and every node has said who it is. */
-static bool bench_is_ready(const struct bench *b)
+/* Every connection to it stands, and it has said who it is. */
+static bool node_is_ready(const struct bench *b, uint32_t n)
 {
 	uint32_t i;
-	uint32_t n;
 
-	for (n = 0; n < b->o->nodes_n; n++) {
-		if (!b->nodes[n].greeted)
+	if (!b->nodes[n].greeted)
+		return false;
+	for (i = 0; i < b->o->clients && n < b->called; i++)
+		if (!b->clients[i].conns[n].ready)
 			return false;
-		for (i = 0; i < b->o->clients && n < b->called; i++)
-			if (!b->clients[i].conns[n].ready)
-				return false;
+	return true;
+}
+
+/* Nothing of it is under way any more. */
+static bool node_is_decided(const struct bench *b, uint32_t n)
+{
+	const struct conn *c;
+	uint32_t i;
+
+	if (b->nodes[n].control.fd >= 0 && !b->nodes[n].greeted)
+		return false;
+	for (i = 0; i < b->o->clients && n < b->called; i++) {
+		c = &b->clients[i].conns[n];
+		if (c->fd >= 0 && !c->ready)
+			return false;
 	}
 	return true;
 }
 
+static bool bench_is_ready(const struct bench *b)
+{
+	uint32_t n;
+
+	for (n = 0; n < b->called; n++)
+		if (node_is_ready(b, n))
+			return true;
+	return false;
+}
+
+static bool bench_is_decided(const struct bench *b)
+{
+	uint32_t n;
+
+	for (n = 0; n < b->o->nodes_n; n++)
+		if (!node_is_decided(b, n))
+			return false;
+	return true;
+}
+
+/* Of several nodes some may not be there: it is tried again as we go. */
 static enum rc conn_first(struct bench *b, struct conn *c)
 {
 	if (conn_open(b, c))
 		return RC_OK;
+	if (b->o->nodes_n > 1 && errno != EMFILE && errno != ENFILE) {
+		b->lost_conns++;
+		return RC_OK;
+	}
 	return detail_set(b->why, RC_IO, NULL, "cannot connect to %.150s: %s",
 			  b->o->nodes[c->node].rpc, strerror(errno));
 }
@@ -1671,6 +1799,7 @@ static enum rc conn_first(struct bench *b, struct conn *c)
 static enum rc bench_connect(struct bench *b)
 {
 	uint64_t end_ns = b->now_ns + CONNECT_MS * (uint64_t)NS_PER_MS;
+	uint64_t rest_ns = b->now_ns + CONNECT_REST_MS * (uint64_t)NS_PER_MS;
 	enum rc rc = nodes_open(b);
 	uint32_t i;
 	uint32_t n;
@@ -1686,8 +1815,9 @@ static enum rc bench_connect(struct bench *b)
 	if (rc != RC_OK)
 		return rc;
 	b->stop = true;
-	while (!bench_is_ready(b) && b->now_ns < end_ns && b->lost_conns == 0)
-		bench_turn(b, end_ns);
+	while (!bench_is_decided(b) && b->now_ns < end_ns &&
+	       (b->now_ns < rest_ns || !bench_is_ready(b)))
+		bench_turn(b, b->now_ns < rest_ns ? rest_ns : end_ns);
 	b->stop = false;
 	if (bench_is_ready(b))
 		return RC_OK;

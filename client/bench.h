@@ -8,8 +8,9 @@
  *
  * Closed loop (rate 0): each connection keeps `pipeline` calls in flight; a
  * latency runs from the composition of a request to its answer. Open loop:
- * calls begin at fixed times; those that find no free place wait here, and a
- * latency runs from the time at which the call should have begun.
+ * calls begin at fixed times, some together so that they share a write; those
+ * that find no free place wait here, and a latency runs from the time at which
+ * the call should have begun.
  *
  * With several nodes each client has a connection to every one of them and
  * sends a call to the node that owns the object, as it was told (NOT_OWNER); a
@@ -25,7 +26,7 @@
 #include "client/proto/rc.h"
 
 #define BENCH_CLIENTS_MAX  4096u
-#define BENCH_PIPELINE_MAX 1024u
+#define BENCH_PIPELINE_MAX 8192u
 #define BENCH_OBJECTS_MAX  10000000u
 #define BENCH_PREFIX_MAX   200u
 #define BENCH_NODES_MAX    8u
@@ -117,9 +118,9 @@ struct bench_result {
 	double objects_resident;
 	double client_cpu_us_per_op;
 	double generator_late_us; /* Open loop: the latest beginning. */
-	uint64_t unsent;          /* Open loop: should have begun, did not. */
-	uint64_t hops;            /* From a node to the one it named. */
-	/* Open loop: more than one call of 100 did not begin: whatever else is
+	uint64_t unsent; /* Open loop: should have been sent, were not. */
+	uint64_t hops;   /* From a node to the one it named. */
+	/* Open loop: more than one call of 100 was not sent: whatever else is
 	 * said, the load was not the one that was asked for. */
 	bool is_void;
 };

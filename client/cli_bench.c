@@ -49,7 +49,7 @@ static void human_open_loop(const struct bench_options *o,
 {
 	if (o->rate == 0)
 		return;
-	(void)printf("  open loop: %llu/s wanted, %llu not begun, %.0f us late "
+	(void)printf("  open loop: %llu/s wanted, %llu not sent, %.0f us late "
 		     "at most\n",
 		     (unsigned long long)o->rate, (unsigned long long)r->unsent,
 		     r->generator_late_us);
@@ -332,7 +332,7 @@ const struct cli_command cli_bench_command = {
 	"objects stay\nto be looked at.\n"
 	"With --config each client has a connection to every node and asks the "
 	"owner;\n`hops' counts the calls that were sent on because it had "
-	"moved. With --rate a\nrun in which more than one call of 100 did not "
-	"begin is `void'.\n",
+	"moved. With --rate a\nrun in which more than one call of 100 was not "
+	"sent is `void'.\n",
 	bench_command,
 };

@@ -245,6 +245,10 @@ static void show_node(const struct cli_told *t)
 		     (unsigned long long)number(t->value, "durable_index"),
 		     (unsigned long long)number(t->value, "commit_index"),
 		     (unsigned long long)number(t->value, "applied_index"));
+	if (number(t->value, "equal_index") != 0)
+		(void)printf(
+			"            the same on all voters at %llu\n",
+			(unsigned long long)number(t->value, "equal_index"));
 	text_of(t->value, "health", text, sizeof(text));
 	if (strcmp(text, "whole") != 0)
 		(void)printf("            health: %s\n", text);

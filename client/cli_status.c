@@ -174,7 +174,7 @@ static void cell_certificate(const struct screen *s, struct pack_bytes v)
 	     : days == 0        ? BAD
 	     : days < CERT_DAYS ? WARN
 				: PLAIN,
-	     text, 7);
+	     text, 6);
 }
 
 static void cell_disk(const struct screen *s, struct pack_bytes v)
@@ -212,7 +212,7 @@ static void cell_peers(const struct screen *s, struct pack_bytes v)
 				 out_find(map, "bulk", &up) && up.p[0] == 0xc3;
 	}
 	(void)snprintf(text, sizeof(text), "%u of %u", whole, all);
-	cell(s, whole < all ? BAD : PLAIN, all > 0 ? text : "-", 7);
+	cell(s, whole < all ? BAD : PLAIN, all > 0 ? text : "-", 0);
 }
 
 static void node_line(const struct screen *s, const struct cli_told *t)
@@ -220,7 +220,7 @@ static void node_line(const struct screen *s, const struct cli_told *t)
 	struct pack_bytes log = { NULL, 0 };
 	char text[64];
 
-	cell(s, PLAIN, t->node, 11);
+	cell(s, PLAIN, t->node, 10);
 	if (t->code != HOLDFAST_OK) {
 		paint(s, BAD);
 		(void)fputs(t->code == HOLDFAST_UNREACHABLE ? "down: " : "",
@@ -232,11 +232,11 @@ static void node_line(const struct screen *s, const struct cli_told *t)
 	}
 	(void)out_find(t->value, "log", &log);
 	cell(s, PLAIN, out_duration_ms(number(t->value, "up_ms")), 13);
-	(void)printf("%6u ", shards_of(s, t->node));
+	(void)printf("%4u ", shards_of(s, t->node));
 	(void)snprintf(text, sizeof(text), "%.1f / %.0f ms",
 		       (double)number(log, "sync_us_mean") / 1000,
 		       (double)number(log, "sync_us_max") / 1000);
-	(void)printf("%15s  ", text);
+	(void)printf("%14s  ", text);
 	cell_disk(s, t->value);
 	cell(s, PLAIN, out_bytes(number(t->value, "rss_bytes")), 11);
 	cell_certificate(s, t->value);
@@ -249,7 +249,7 @@ static void nodes_show(const struct screen *s)
 	size_t i;
 
 	paint(s, DIM);
-	(void)printf("%-11s%-13s%6s %15s  %-11s%-11s%-7s%s\n", "node", "up",
+	(void)printf("%-10s%-13s%4s %14s  %-11s%-11s%-6s%s\n", "node", "up",
 		     "owns", "sync mean/max", "disk free", "memory", "cert",
 		     "peers");
 	paint(s, PLAIN);
@@ -285,18 +285,48 @@ static void shards_show(const struct screen *s)
 	(void)fputc('\n', stdout);
 	paint(s, DIM);
 	for (c = 0; c < columns; c++)
-		(void)printf("%-27s", "shard owner    term    lag");
+		(void)printf("%s%s", c > 0 ? " " : "",
+			     "shard owner    term    lag");
 	paint(s, PLAIN);
 	(void)fputc('\n', stdout);
 	for (i = 0; i < lines; i++) {
 		for (c = 0; c < columns; c++) {
-			if (c * lines + i < s->shards) {
-				shard_cell(s, c * lines + i);
+			if (c * lines + i >= s->shards)
+				break;
+			if (c > 0)
 				(void)fputc(' ', stdout);
-			}
+			shard_cell(s, c * lines + i);
 		}
 		(void)fputc('\n', stdout);
 	}
+}
+
+static bool row_is_nobodys(const struct row *row)
+{
+	return row->why[0] == '\0' && row->owner[0] == '\0';
+}
+
+/* Those without an owner and without another reason, as `1 3-7'. */
+static void nobodys_show(const struct screen *s)
+{
+	uint32_t from;
+	uint32_t i;
+	bool any = false;
+
+	for (from = 0; from < s->shards; from = i + 1) {
+		for (i = from; i < s->shards && row_is_nobodys(&s->rows[i]);)
+			i++;
+		if (i == from)
+			continue;
+		if (!any)
+			cell(s, BAD, "nobody owns", 0);
+		any = true;
+		(void)printf(" %u", from);
+		if (i - from > 1)
+			(void)printf("-%u", i - 1);
+	}
+	if (any)
+		(void)fputs(": `holdfast shard show N' says why\n", stdout);
 }
 
 static void troubles_show(const struct screen *s)
@@ -307,18 +337,17 @@ static void troubles_show(const struct screen *s)
 
 	for (i = 0; i < s->shards; i++) {
 		row = &s->rows[i];
-		if (row->why[0] == '\0' && row->owned)
+		if (row->why[0] == '\0' &&
+		    (row->owned || row->owner[0] == '\0'))
 			continue;
 		(void)snprintf(name, sizeof(name), "shard %u", i);
 		cell(s, BAD, name, 10);
 		if (row->why[0] != '\0')
 			out_text(stdout, row->why, strlen(row->why));
-		else if (row->owner[0] != '\0')
+		else
 			(void)printf("%s is said to own it and does not answer "
 				     "for it",
 				     row->owner);
-		else
-			(void)fputs("nobody owns it", stdout);
 		(void)fputc('\n', stdout);
 	}
 }
@@ -343,10 +372,11 @@ static void screen_show(const struct screen *s)
 	out_text(stdout, cluster, strlen(cluster));
 	(void)printf(", version ");
 	out_text(stdout, version, strlen(version));
-	(void)printf(", %u shards; %zu of %zu nodes answer\n\n", s->shards,
+	(void)printf("\n%u shards; %zu of %zu nodes answer\n\n", s->shards,
 		     answers, s->all.n);
 	nodes_show(s);
 	shards_show(s);
+	nobodys_show(s);
 	troubles_show(s);
 }
 

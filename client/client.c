@@ -853,13 +853,21 @@ static bool conn_read(struct conn *c)
 	return n > 0 && conn_took(c, n) && n == cap;
 }
 
-static void conn_connected(struct conn *c)
+/* What the kernel has against it; 0: nothing. */
+static int conn_error(const struct conn *c)
 {
 	socklen_t n = sizeof(int);
 	int error = 0;
 
 	if (getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &n) != 0)
 		error = errno;
+	return error;
+}
+
+static void conn_connected(struct conn *c)
+{
+	int error = conn_error(c);
+
 	if (error != 0) {
 		client_lost(c->h, c->link, RC_IO,
 			    "cannot connect to %.160s: %s",
@@ -877,6 +885,7 @@ static void conn_event(uv_poll_t *poll, int status, int events)
 	struct holdfast *h;
 	uint32_t link;
 	int reads = READS_PER_TURN;
+	int error;
 
 	CHECK_OBJ(c, CONN_MAGIC);
 	h = c->h;
@@ -886,7 +895,9 @@ static void conn_event(uv_poll_t *poll, int status, int events)
 	if (c->state == CONN_CONNECTING) {
 		conn_connected(c);
 	} else if (status < 0) {
-		conn_broke(c, -status);
+		/* libuv says EBADF whatever it is. */
+		error = conn_error(c);
+		conn_broke(c, error != 0 ? error : ECONNABORTED);
 	} else if ((events & UV_READABLE) != 0) {
 		while (reads-- > 0 && conn_read(c))
 			;

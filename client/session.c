@@ -40,9 +40,13 @@
 #define RETRY_PAUSE_MS       10u
 #define RETRY_PAUSE_MAX_MS   1000u
 #define MOVE_PAUSE_MAX_MS    160u /* An election takes a few of these. */
-#define HOPS_MAX             2u   /* From refusal to refusal without a pause. */
-#define PROBE_EVERY          16u
-#define LATE_MS              250u
+/* Of ten calls that begin one may be repeated because a node had no room for
+ * it, and a hundred more: what is sent again in a flood feeds it. */
+#define PATIENCE_MAX  1000u
+#define PATIENCE_COST 10u
+#define HOPS_MAX      2u /* From refusal to refusal without a pause. */
+#define PROBE_EVERY   16u
+#define LATE_MS       250u
 
 _Static_assert(SESSION_LINKS_MAX <= ROUTES_NODES_MAX, "a link is a node");
 
@@ -90,7 +94,11 @@ struct call {
 	bool asked;    /* SENT: the node refuses when it is not the owner. */
 	bool redirect; /* Its caller does not want it forwarded. */
 	bool cancelled;
-	bool maybe;       /* A try before this one may have happened. */
+	bool maybe;       /* A try before this one may have happened, */
+	uint32_t via;     /* over this link, plus 1, */
+	uint64_t via_ns;  /* sent then. */
+	uint64_t sent_ns; /* SENT: when. */
+	uint64_t keep_ns; /* So long its key is remembered, less a share. */
 	uint32_t options; /* Pairs in `body` from `options_at` on. */
 	size_t options_at;
 	struct pack_w body; /* is_call: address, method, args, options; else
@@ -146,6 +154,7 @@ struct session {
 	uint32_t now_link; /* The one that calls go to. */
 	uint32_t in_flight_max;
 	uint32_t tries_max;
+	uint32_t patience;
 	uint32_t hellos;
 	uint32_t probes;
 	uint64_t seq;
@@ -442,6 +451,7 @@ enum rc session_new(const struct session_options *o, struct session **out)
 	s->in_flight_max =
 		or_default(o->in_flight_max, SESSION_IN_FLIGHT_DEFAULT);
 	s->tries_max = or_default(o->tries_max, SESSION_TRIES_DEFAULT);
+	s->patience = PATIENCE_MAX;
 	s->random = o->seed;
 	s->greet = o->greet;
 	s->learn = o->learn;
@@ -636,6 +646,16 @@ static enum rc body_rc(struct call *c, struct detail *why)
 
 static void session_pump(struct session *s, uint64_t now_ns);
 
+/* A node remembers a key for its window from the first try on. What is sent
+ * takes time to arrive, and clocks run apart: an eighth less. */
+static uint64_t key_kept_ns(const struct call *c,
+			    const struct session_request *r)
+{
+	uint64_t ms = r->idem_ms > 0 ? r->idem_ms : SESSION_IDEM_DEFAULT_MS;
+
+	return c->is_call ? (ms - ms / 8) * NS_PER_MS : UINT64_MAX;
+}
+
 enum rc session_start(struct session *s, const struct session_request *r,
 		      uint64_t now_ns, session_cb cb, void *arg,
 		      uint64_t *ticket, struct detail *why)
@@ -661,6 +681,7 @@ enum rc session_start(struct session *s, const struct session_request *r,
 	if (rc != RC_OK)
 		return rc;
 	s->used++;
+	s->patience += s->patience < PATIENCE_MAX;
 	c->cb = cb;
 	c->arg = arg;
 	c->shun = 0;
@@ -676,6 +697,8 @@ enum rc session_start(struct session *s, const struct session_request *r,
 	c->once = r->once;
 	c->cancelled = false;
 	c->maybe = false;
+	c->via = 0;
+	c->keep_ns = key_kept_ns(c, r);
 	c->deadline_ns =
 		now_ns + (uint64_t)or_default(r->deadline_ms,
 					      SESSION_DEADLINE_DEFAULT_MS) *
@@ -768,6 +791,39 @@ static bool call_held(struct session *s, struct route *e, uint32_t to,
 	return true;
 }
 
+/* A node's own socket: there a caller is unix:NODE:UID. */
+static bool link_is_socket(const struct link *l)
+{
+	return strchr(l->rpc, '/') != NULL;
+}
+
+/* A key is its caller's, and at the socket of each node the caller is another
+ * one: what may have happened is asked for again only as the same. */
+static bool call_is_known(const struct session *s, const struct call *c,
+			  uint32_t link)
+{
+	if (c->via == 0 || !c->is_call)
+		return true;
+	if (link_is_socket(&s->link[c->via - 1]))
+		return link == c->via - 1;
+	return !link_is_socket(&s->link[link]);
+}
+
+/* An open link where it is known; none: it waits for one. */
+static void way_known(const struct session *s, const struct call *c,
+		      struct way *w)
+{
+	uint32_t i;
+
+	w->redirect = c->redirect;
+	for (i = 0; i < s->links; i++)
+		if (s->link[i].open && call_is_known(s, c, i)) {
+			w->link = i;
+			return;
+		}
+	w->held = true;
+}
+
 /* PRE: a link is open. */
 static struct way call_way(struct session *s, const struct call *c,
 			   uint64_t now_ns)
@@ -790,7 +846,10 @@ static struct way call_way(struct session *s, const struct call *c,
 	if (!c->once && c->tries + 1 < s->tries_max &&
 	    (owner == ROUTES_NONE || owner == w.link))
 		w.redirect = true;
-	w.held = call_held(s, e, w.link, now_ns);
+	if (!call_is_known(s, c, w.link))
+		way_known(s, c, &w);
+	if (!w.held)
+		w.held = call_held(s, e, w.link, now_ns);
 	return w;
 }
 
@@ -878,6 +937,12 @@ static void call_count(struct session *s, struct call *c)
 	c->route->lane = (uint8_t)c->link;
 }
 
+/* Its key may be forgotten by now: sent again, it could take effect twice. */
+static bool call_is_late(const struct call *c, uint64_t now_ns)
+{
+	return c->maybe && c->via != 0 && now_ns - c->via_ns >= c->keep_ns;
+}
+
 /* False: the link takes no more now. True: the call waits no longer. */
 static bool call_send(struct session *s, struct call *c, struct way w,
 		      uint64_t now_ns)
@@ -886,6 +951,12 @@ static bool call_send(struct session *s, struct call *c, struct way w,
 	uint32_t id = call_next_id(s, c);
 	size_t mark;
 
+	if (call_is_late(c, now_ns)) {
+		call_end_later(s, c, RC_UNKNOWN_OUTCOME,
+			       "a try may have happened, and the window of its "
+			       "key is over");
+		return true;
+	}
 	link_compact(l);
 	mark = l->out.n;
 	call_frame(c, &l->out, id, w.redirect, now_ns);
@@ -903,6 +974,7 @@ static bool call_send(struct session *s, struct call *c, struct way w,
 		link_heard(l, now_ns);
 	c->id = id;
 	c->link = w.link;
+	c->sent_ns = now_ns;
 	c->asked = w.redirect;
 	c->from = l->written - (l->out.n - mark);
 	c->tries++;
@@ -1183,6 +1255,16 @@ static bool call_may_repeat(const struct session *s, const struct call *c)
 	       c->tries < s->tries_max;
 }
 
+/* The try that was sent last may have. */
+static void call_happened(struct call *c)
+{
+	c->maybe = true;
+	if (c->via != 0)
+		return;
+	c->via = c->link + 1;
+	c->via_ns = c->sent_ns;
+}
+
 /* What becomes of a sent call whose link is gone. */
 static void call_lost(struct session *s, struct call *c, uint64_t taken,
 		      struct call_list *again)
@@ -1190,7 +1272,7 @@ static void call_lost(struct session *s, struct call *c, uint64_t taken,
 	bool sent = c->from < taken;
 
 	if (sent) {
-		c->maybe = true;
+		call_happened(c);
 		c->last = RC_OK;
 	} else {
 		c->tries--;
@@ -1559,6 +1641,8 @@ static bool call_retry(struct session *s, struct call *c,
 	if (!call_may_repeat(s, c) ||
 	    (c->redirect && e->code == RC_NOT_OWNER && !session_routes(s)))
 		return false;
+	if (e->code == RC_OVERLOADED && s->patience < PATIENCE_COST)
+		return false;
 	if (e->retry_after_ms > 0)
 		least = (uint64_t)e->retry_after_ms < SESSION_DEADLINE_MAX_MS
 				? (uint64_t)e->retry_after_ms
@@ -1567,8 +1651,10 @@ static bool call_retry(struct session *s, struct call *c,
 			 moves ? MOVE_PAUSE_MAX_MS : RETRY_PAUSE_MAX_MS, least);
 	if (now_ns + pause >= c->deadline_ns)
 		return false;
+	if (e->code == RC_OVERLOADED)
+		s->patience -= PATIENCE_COST;
 	if (e->outcome != OUTCOME_REFUSED)
-		c->maybe = true;
+		call_happened(c);
 	c->shun = moves ? c->link + 1 : 0;
 	c->last = e->code;
 	call_unlist(s, c);

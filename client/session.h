@@ -50,8 +50,9 @@
 #define SESSION_LINKS_MAX           8
 #define SESSION_CALLS_MAX           65536u
 #define SESSION_CALLS_DEFAULT       4096u
-#define SESSION_IN_FLIGHT_DEFAULT   4096u /* A node takes 8,192. */
+#define SESSION_IN_FLIGHT_DEFAULT   1024u /* As many as a node takes. */
 #define SESSION_DEADLINE_DEFAULT_MS 5000u
+#define SESSION_IDEM_DEFAULT_MS     600000u
 #define SESSION_DEADLINE_MAX_MS     60000u
 #define SESSION_GRACE_MS            250u
 #define SESSION_FRAME_BYTES_MAX     (4u << 20) /* An answer. */
@@ -110,7 +111,7 @@ struct session_request {
 
 	uint32_t deadline_ms; /* 1..SESSION_DEADLINE_MAX_MS; 0: the default. */
 	struct pack_bytes idem; /* 1..64 bytes, sent as bin. */
-	uint64_t idem_ms;
+	uint64_t idem_ms;       /* 0: SESSION_IDEM_DEFAULT_MS. */
 	struct pack_bytes trace;
 	enum session_durability durability;
 	bool stale_read;

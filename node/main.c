@@ -1,6 +1,7 @@
 /*
  * main - arguments of holdfastd; everything else is in node.c.
  */
+#include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -372,8 +373,12 @@ static enum rc certificate_make(const struct args *a, struct detail *why)
 	rc = ca_load(cert, key, &ca, why);
 	if (rc != RC_OK)
 		return rc;
+	if (mkdir(a->out, 0700) != 0 && errno != EEXIST)
+		rc = detail_set(why, RC_IO, "out", "cannot make %.150s: %s",
+				a->out, strerror(errno));
 	snprintf(cert, sizeof(cert), "%s/ca.pem", a->out);
-	rc = ca_save(ca, cert, NULL, why);
+	if (rc == RC_OK)
+		rc = ca_save(ca, cert, NULL, why);
 	snprintf(cert, sizeof(cert), "%s/%s.pem", a->out, name);
 	snprintf(key, sizeof(key), "%s/%s.key", a->out, name);
 	if (rc == RC_OK)

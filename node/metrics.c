@@ -72,6 +72,9 @@ struct sample {
 	double frames;
 	double writes;
 	double calls_open;
+	double calls_limit;
+	double calls_refused;
+	double served_refused;
 	double resident;
 	double resident_bytes;
 	double loads;
@@ -90,6 +93,11 @@ struct sample {
 	double elections;
 	double installs;
 	double exports;
+	double compared;
+	double differences;
+	double undecided;
+	double copies_alone;
+	double copies_refused;
 	double rounds;
 	double forwards_sent;
 	double forwards_lost;
@@ -135,6 +143,7 @@ static void sample_shards(struct metrics *m, struct sample *s)
 	struct storage_stats storage;
 	struct space_stats space;
 	struct shard_stats shard;
+	struct compare_stats compared;
 	uint64_t term;
 	uint32_t i;
 
@@ -154,6 +163,12 @@ static void sample_shards(struct metrics *m, struct sample *s)
 		s->elections += (double)shard.elections;
 		s->installs += (double)shard.installs;
 		s->exports += (double)shard.exports;
+		bridge_compares(b, &compared);
+		s->compared += (double)compared.compared;
+		s->differences += (double)compared.differences;
+		s->undecided += (double)compared.undecided;
+		s->copies_alone += (double)compared.alone;
+		s->copies_refused += (double)compared.refused;
 		s->owned += shard_leads(bridge_shard(b), &term);
 	}
 }
@@ -240,6 +255,9 @@ static void sample_take(struct metrics *m, struct sample *s)
 	s->frames = (double)rpc.frames;
 	s->writes = (double)rpc.writes;
 	s->calls_open = (double)core.calls_open;
+	s->calls_limit = (double)core.calls_limit;
+	s->calls_refused = (double)core.calls_refused;
+	s->served_refused = (double)core.served_refused;
 	s->rounds = (double)core.rounds;
 	s->batches = (double)log.batches;
 	s->syncs = (double)log.syncs;
@@ -398,16 +416,32 @@ static uint64_t shard_lag(struct shard *s, const struct shard_view *v)
 	return lag;
 }
 
-#define SHARD_PAIRS 17u
+#define SHARD_PAIRS 20u
+
+/* Why it does not do what it should, or is not what it should be. */
+static void put_why(const struct shard_view *v,
+		    const struct compare_stats *compared, struct pack_w *w)
+{
+	char why[128] = "";
+
+	if (compared->doubt != 0)
+		snprintf(why, sizeof(why),
+			 "replicas differ at index %" PRIu64
+			 ", and no majority has the same state",
+			 compared->doubt);
+	put_str(w, "why", v->why[0] != '\0' ? v->why : why);
+}
 
 static void shard_pairs(struct metrics *m, struct bridge *b,
 			const struct shard_view *v, struct pack_w *w)
 {
 	struct shard *s = bridge_shard(b);
 	struct storage *st = bridge_storage(b);
+	struct compare_stats compared;
 	struct space_stats space;
 	uint64_t term;
 
+	bridge_compares(b, &compared);
 	space_stats(bridge_space(b), &space);
 	put_u64(w, "shard", shard_number(s));
 	put_str(w, "role", shard_leads(s, &term) ? "owner" : "follower");
@@ -424,7 +458,10 @@ static void shard_pairs(struct metrics *m, struct bridge *b,
 	put_u64(w, "resident", space.resident);
 	put_u64(w, "waiting", space.waiting);
 	put_str(w, "health", health_name(v->health));
-	put_str(w, "why", v->why);
+	put_why(v, &compared, w);
+	put_u64(w, "equal_index", compared.index);
+	put_u64(w, "differences", compared.differences);
+	put_u64(w, "undecided", compared.undecided);
 	put_str(w, "transfer_to", member_name(m, v->transferee));
 }
 
@@ -523,7 +560,7 @@ static void status_disk(struct metrics *m, struct pack_w *w)
 }
 
 /* Where the time of calls goes, us since the start: what reads and executes
- * is the loop's time outside of its phases. */
+ * is the loop's time outside of the other phases. */
 static void status_stages(struct metrics *m, struct pack_w *w)
 {
 	static const char *const names[ENV_PHASES] = {
@@ -536,8 +573,8 @@ static void status_stages(struct metrics *m, struct pack_w *w)
 	uint64_t phases = 0;
 	unsigned i;
 
-	pack_map(w, ENV_PHASES + 3);
-	for (i = 0; i < ENV_PHASES; i++) {
+	pack_map(w, ENV_PHASES + 2);
+	for (i = ENV_PHASE_PROPOSE; i < ENV_PHASES; i++) {
 		phases += m->uv->phase_ns[i];
 		put_u64(w, names[i], m->uv->phase_ns[i] / 1000u);
 	}
@@ -578,7 +615,7 @@ static void host_status(void *arg, const struct caller *caller,
 	sample_take(m, &s);
 	log_stats(core_log(m->core), &log);
 	hex_encode(id->cluster_id, ID_BYTES, cluster);
-	pack_map(w, 29);
+	pack_map(w, 32);
 	put_str(w, "node", id->node_name);
 	put_u64(w, "node_id", id->node_id);
 	put_str(w, "cluster", cluster);
@@ -592,6 +629,9 @@ static void host_status(void *arg, const struct caller *caller,
 	put_u64(w, "loop_stall_max_us", m->stall_ns / 1000u);
 	put_u64(w, "connections", (uint64_t)s.connections);
 	put_u64(w, "calls_open", (uint64_t)s.calls_open);
+	put_u64(w, "calls_limit", (uint64_t)s.calls_limit);
+	put_u64(w, "calls_refused", (uint64_t)s.calls_refused);
+	put_u64(w, "served_refused", (uint64_t)s.served_refused);
 	put_u64(w, "objects_resident", (uint64_t)s.resident);
 	put_u64(w, "objects_resident_bytes", (uint64_t)s.resident_bytes);
 	put_u64(w, "wall_ms", env_wall_ms(m->env));
@@ -638,6 +678,25 @@ static void refuse(struct rpc_slot *slot, enum rc rc, uint64_t owner,
 			    .retry_after_ms = -1 };
 
 	rpc_answer(slot, &a);
+}
+
+/* What is decided here without a call, from grants that can be gone by. */
+static bool may_decide(struct metrics *m, struct rpc_slot *slot)
+{
+	static const struct detail why = {
+		.text = "this node has not heard from the directory for too "
+			"long"
+	};
+	struct answer a = { .rc = RC_NO_QUORUM,
+			    .outcome = OUTCOME_REFUSED,
+			    .why = &why,
+			    .shard = UINT32_MAX,
+			    .retry_after_ms = RETRY_AFTER_MS };
+
+	if (call_may_decide(m->core))
+		return true;
+	rpc_answer(slot, &a);
+	return false;
 }
 
 static void answer_value(struct rpc_slot *slot, const struct pack_w *w)
@@ -785,6 +844,8 @@ static void host_transfer(void *arg, const struct caller *caller,
 	uint32_t n;
 
 	CHECK_OBJ(m, METRICS_MAGIC);
+	if (!may_decide(m, slot))
+		return;
 	if (!bind_any(core_bind(m->core), caller->principal, caller->tenant,
 		      caller->env, RIGHT_ADMIN)) {
 		detail_set(&why, RC_DENIED, "method",
@@ -1145,10 +1206,13 @@ static void host_objects(void *arg, const struct caller *caller,
 {
 	struct metrics *m = arg;
 	struct detail why = { { 0 }, { 0 } };
-	struct listing *l = listing_new(m, caller, slot);
+	struct listing *l;
 	enum rc rc;
 
 	CHECK_OBJ(m, METRICS_MAGIC);
+	if (!may_decide(m, slot))
+		return;
+	l = listing_new(m, caller, slot);
 	if (l == NULL) {
 		refuse_nomem(slot);
 		return;
@@ -1239,10 +1303,13 @@ static void host_object(void *arg, const struct caller *caller,
 {
 	struct metrics *m = arg;
 	struct detail why = { { 0 }, { 0 } };
-	struct listing *l = listing_new(m, caller, slot);
+	struct listing *l;
 	enum rc rc;
 
 	CHECK_OBJ(m, METRICS_MAGIC);
+	if (!may_decide(m, slot))
+		return;
+	l = listing_new(m, caller, slot);
 	if (l == NULL) {
 		refuse_nomem(slot);
 		return;

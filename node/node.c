@@ -1,5 +1,6 @@
 #include "node/node.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -800,11 +801,34 @@ static enum rc reset_plan(const struct node_reset *r, struct identity *id,
 	return RC_OK;
 }
 
+/* A file system of its own comes with a directory in it. */
+static bool place_empty(DIR *dir)
+{
+	static const char *const ours[] = { ".", "..", "lost+found" };
+	const struct dirent *e;
+	size_t i;
+
+	while ((e = readdir(dir)) != NULL) {
+		for (i = 0; i < ARRAY_LEN(ours); i++)
+			if (strcmp(e->d_name, ours[i]) == 0)
+				break;
+		if (i == ARRAY_LEN(ours))
+			return false;
+	}
+	return true;
+}
+
 /* Whatever lies there may be all that is left of something: a person moves it
- * away. */
+ * away. An empty directory stays the one that it is: it may be where a disk is
+ * mounted, and it is somebody's. */
 static enum rc reset_place(const char *data, struct detail *why)
 {
-	if (rmdir(data) == 0 || errno == ENOENT)
+	DIR *dir = opendir(data);
+	bool empty = dir != NULL ? place_empty(dir) : errno == ENOENT;
+
+	if (dir != NULL)
+		(void)closedir(dir);
+	if (empty)
 		return RC_OK;
 	return detail_set(why, RC_EXISTS, "data",
 			  "%.150s must be empty or absent: move away what is "

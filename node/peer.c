@@ -727,13 +727,21 @@ static void line_read(struct line *c)
 	}
 }
 
-static void line_connected(struct line *c)
+/* What the kernel has against it; 0: nothing. */
+static int line_error(const struct line *c)
 {
 	socklen_t len = sizeof(int);
 	int e = 0;
 
 	if (getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &e, &len) != 0)
 		e = errno;
+	return e;
+}
+
+static void line_connected(struct line *c)
+{
+	int e = line_error(c);
+
 	if (e != 0) {
 		line_end(c, strerror(e));
 		return;
@@ -750,6 +758,7 @@ static void line_connected(struct line *c)
 static void line_polled(uv_poll_t *h, int status, int events)
 {
 	struct line *c = h->data;
+	int e;
 
 	CHECK_OBJ(c, LINE_MAGIC);
 	if (c->closing)
@@ -759,7 +768,9 @@ static void line_polled(uv_poll_t *h, int status, int events)
 		return;
 	}
 	if (status < 0) {
-		line_end(c, uv_strerror(status));
+		/* libuv says EBADF whatever it is. */
+		e = line_error(c);
+		line_end(c, e != 0 ? strerror(e) : "the connection has failed");
 		return;
 	}
 	if ((events & UV_READABLE) != 0)

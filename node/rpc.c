@@ -73,7 +73,7 @@ struct conn {
 	bool eof;    /* The client sends no more, but may still read. */
 	bool reading;
 	bool dirty;   /* In the list of those with something to write. */
-	bool waiting; /* In the list of those with frames left to begin. */
+	bool waiting; /* In the list of those with frames to begin. */
 	bool writing; /* A uv_write is under way. */
 	bool shaking; /* In the list of handshakes. */
 	bool secure;  /* TCP and TLS. */
@@ -141,16 +141,20 @@ struct rpc {
 	STAILQ_HEAD(, conn) dirty;
 	STAILQ_HEAD(, conn) waiting;
 	TAILQ_HEAD(, conn) handshakes; /* The oldest first. */
+	struct env_task calls_task;
 	struct env_task send_task;
 	struct env_task steps_task;
 	struct env_timer again; /* Begins what a turn left over. */
 	struct env_timer sweep;
+	uint64_t sweep_at_ms; /* When it should run next. */
 	uint64_t in_bytes;
 	uint64_t out_bytes;
 	uint64_t next_number;
 	uint64_t next_id;
 	uint64_t refused_log_ms;
 	uint64_t refused_unsaid;
+	struct pack_w overloaded; /* What follows the id of a refusal. */
+	size_t overloaded_id_at;  /* Its request id. */
 	struct rpc_stats stats;
 	void (*closed)(void *arg);
 	void *closed_arg;
@@ -158,6 +162,7 @@ struct rpc {
 
 static void conn_close(struct conn *c);
 static void conn_begin(struct conn *c);
+static void conn_due(struct conn *c);
 static void conn_again(struct conn *c);
 static void conn_maybe_end(struct conn *c);
 static void conn_flush(struct conn *c);
@@ -244,10 +249,10 @@ static void conn_written(uv_write_t *req, int status)
 	}
 	if (conn_unsent(c) > 0)
 		conn_dirty(c);
-	if (c->eof)
+	if (c->eof && c->in_at == c->in_n)
 		conn_maybe_end(c);
 	else
-		conn_begin(c); /* It may have paused for us. */
+		conn_due(c); /* It may have paused for us. */
 }
 
 /* How many bytes the socket took; < 0: the connection was closed. */
@@ -287,7 +292,7 @@ static void conn_later(struct conn *c, const uint8_t *p, size_t n)
 static void conn_flushed(struct conn *c)
 {
 	/* It may have paused for us, and no write will tell. */
-	if (!c->reading && !c->eof && c->in_at < c->in_n)
+	if (!c->reading && c->in_at < c->in_n)
 		conn_again(c);
 	conn_maybe_end(c);
 }
@@ -526,7 +531,7 @@ static void conn_refuse(struct conn *c, uint32_t id, enum rc rc,
 			    .shard = UINT32_MAX };
 	struct detail why = { { 0 }, { 0 } };
 
-	if (rc == RC_OVERLOADED)
+	if (rc == RC_OVERLOADED || rc == RC_NO_QUORUM)
 		a.retry_after_ms = RETRY_AFTER_MS;
 	detail_set(&why, rc, field, "%s", message);
 	a.why = &why;
@@ -568,15 +573,59 @@ static void call_replied(void *arg, const struct answer *a)
 	rpc_answer(arg, a);
 }
 
+/* The one answer that has to cost next to nothing is made once. */
+static enum rc overloaded_make(struct rpc *rpc)
+{
+	static const char id[] = "0000000000000000";
+	const struct frame_error e = {
+		.code = RC_OVERLOADED,
+		.outcome = OUTCOME_REFUSED,
+		.message = text("too many calls are in flight"),
+		.request_id = text(id),
+		.retry_after_ms = RETRY_AFTER_MS,
+	};
+	struct pack_w *w = &rpc->overloaded;
+	const uint8_t *at;
+
+	pack_w_init(w, 4096);
+	frame_error_write(w, &e);
+	pack_nil(w);
+	if (w->rc != RC_OK)
+		return w->rc;
+	at = memmem(w->p, w->n, id, sizeof(id) - 1);
+	CHECK(at != NULL);
+	rpc->overloaded_id_at = (size_t)(at - w->p);
+	return RC_OK;
+}
+
+/* Refused for what is in flight, before anything of it but its id was looked
+ * at. */
+static void conn_overloaded(struct conn *c, uint32_t id)
+{
+	static const char digits[] = "0123456789abcdef";
+	struct rpc *rpc = c->rpc;
+	uint64_t request_id = rpc->next_id++;
+	uint8_t *at = rpc->overloaded.p + rpc->overloaded_id_at;
+	size_t before = c->out.n;
+	int i;
+
+	for (i = 15; i >= 0; i--, request_id >>= 4)
+		at[i] = (uint8_t)digits[request_id & 15];
+	frame_response(&c->out, id);
+	pack_raw(&c->out, rpc->overloaded.p, rpc->overloaded.n);
+	conn_dirty(c);
+	conn_out_check(c, before);
+}
+
 static void begin_call(struct conn *c, const struct frame *f)
 {
 	struct rpc_slot *s = slot_take(c, f->id);
 
 	if (s == NULL) {
-		conn_refuse(c, f->id, RC_OVERLOADED, NULL,
-			    "too many calls in flight on this connection");
+		conn_overloaded(c, f->id);
 		return;
 	}
+	c->caller.alone = c->calls == 1;
 	s->call = call_start(c->rpc->core, &c->caller, f->params, call_replied,
 			     s);
 	if (s->call != NULL) {
@@ -585,8 +634,7 @@ static void begin_call(struct conn *c, const struct frame *f)
 		return;
 	}
 	slot_put(s);
-	conn_refuse(c, f->id, RC_OVERLOADED, NULL,
-		    "too many calls in flight on this node");
+	conn_overloaded(c, f->id);
 }
 
 static void hello_limits(struct pack_w *w)
@@ -714,16 +762,24 @@ static bool status_params(struct conn *c, const struct frame *f, bool *reset)
 }
 
 /* Status and metrics show the whole node: any right in the own environment is
- * enough to look, none is not. */
+ * enough to look, none is not. What an old copy of the directory says is good
+ * enough for that; where there is none, whoever runs the node may see why. */
 static bool may_look(struct conn *c, uint32_t id)
 {
+	bool decides = call_may_decide(c->rpc->core);
+
 	if (bind_any(core_bind(c->rpc->core), c->caller.principal,
 		     c->caller.tenant, c->caller.env,
 		     RIGHT_READ | RIGHT_WRITE | RIGHT_ADMIN))
 		return true;
-	conn_refuse(c, id, RC_DENIED, "method",
-		    "status is for principals with a grant");
-	return false;
+	if (decides)
+		conn_refuse(c, id, RC_DENIED, "method",
+			    "status is for principals with a grant");
+	else if (c->secure)
+		conn_refuse(c, id, RC_NO_QUORUM, NULL,
+			    "this node has not heard from the directory, and "
+			    "knows nobody but at its own socket");
+	return !decides && !c->secure;
 }
 
 static void answer_status(struct conn *c, const struct frame *f)
@@ -988,7 +1044,7 @@ static void conn_eof(struct conn *c)
 		conn_maybe_end(c);
 }
 
-static void conn_again(struct conn *c)
+static void conn_wait(struct conn *c)
 {
 	struct rpc *rpc = c->rpc;
 
@@ -996,6 +1052,26 @@ static void conn_again(struct conn *c)
 		return;
 	c->waiting = true;
 	STAILQ_INSERT_TAIL(&rpc->waiting, c, waiting_link);
+}
+
+/* It has something to begin, which is done when what the other nodes have sent
+ * is taken: no flood of calls comes before a heartbeat of this turn. */
+static void conn_due(struct conn *c)
+{
+	if (MUTANT(calls_first)) {
+		conn_begin(c);
+		return;
+	}
+	conn_wait(c);
+	env_post(c->rpc->env, &c->rpc->calls_task);
+}
+
+/* In the next turn. */
+static void conn_again(struct conn *c)
+{
+	struct rpc *rpc = c->rpc;
+
+	conn_wait(c);
 	if (!rpc->again.running)
 		env_timer_start(&rpc->again, 0);
 }
@@ -1029,7 +1105,9 @@ static void conn_begin(struct conn *c)
 		c->partial_ms = 0;
 	else if (begun > 1 || c->partial_ms == 0)
 		c->partial_ms = env_now_ms(c->rpc->env);
-	if (c->tls != NULL && tls_ended(c->tls) && !c->eof)
+	if (c->eof)
+		conn_maybe_end(c);
+	else if (c->tls != NULL && tls_ended(c->tls))
 		conn_eof(c);
 	else
 		conn_read_start(c);
@@ -1040,6 +1118,14 @@ static void accept_owed(struct rpc *rpc);
 static void rpc_again(struct env_timer *t)
 {
 	struct rpc *rpc = CONTAINER_OF(t, struct rpc, again);
+
+	env_post(rpc->env, &rpc->calls_task);
+	accept_owed(rpc);
+}
+
+static void rpc_calls(struct env_task *t)
+{
+	struct rpc *rpc = CONTAINER_OF(t, struct rpc, calls_task);
 	STAILQ_HEAD(, conn) now = STAILQ_HEAD_INITIALIZER(now);
 	struct conn *c;
 
@@ -1050,7 +1136,6 @@ static void rpc_again(struct env_timer *t)
 		if (!c->closing)
 			conn_begin(c);
 	}
-	accept_owed(rpc);
 }
 
 /* Room for more input. It grows only by what has really come: memory follows
@@ -1189,6 +1274,15 @@ static void conn_step(struct conn *c, size_t n)
 	c->shaken += n; /* Calls may follow its end in the same read. */
 }
 
+/* Something new is in its input. It is not asked for more than a buffer full
+ * before it has begun what it sent: that waits with the sender. */
+static void conn_came(struct conn *c)
+{
+	conn_due(c);
+	if (c->in_n >= CONNECTION_IN_BYTES)
+		conn_read_stop(c);
+}
+
 /* Plain bytes join the others of the connection. */
 static bool conn_opened(struct conn *c)
 {
@@ -1234,7 +1328,7 @@ static void conn_take_tls(struct conn *c, size_t n)
 		conn_named(c);
 	if (c->closing || c->shaking || !conn_opened(c))
 		return;
-	conn_begin(c);
+	conn_came(c);
 }
 
 static void conn_read(uv_stream_t *s, ssize_t n, const uv_buf_t *buf)
@@ -1249,7 +1343,11 @@ static void conn_read(uv_stream_t *s, ssize_t n, const uv_buf_t *buf)
 		return;
 	}
 	if (n == UV_EOF) {
-		conn_eof(c);
+		/* What came just before may not have begun yet. */
+		if (c->waiting)
+			conn_begin(c);
+		if (!c->closing)
+			conn_eof(c);
 		return;
 	}
 	if (n < 0) {
@@ -1262,7 +1360,7 @@ static void conn_read(uv_stream_t *s, ssize_t n, const uv_buf_t *buf)
 		return;
 	}
 	c->in_n += (size_t)n;
-	conn_begin(c);
+	conn_came(c);
 }
 
 static void conn_read_start(struct conn *c)
@@ -1283,6 +1381,7 @@ static void rpc_maybe_closed(struct rpc *rpc)
 	env_timer_stop(&rpc->sweep);
 	env_timer_stop(&rpc->again);
 	pool_release(&rpc->slots);
+	pack_w_release(&rpc->overloaded);
 	free(rpc->cipher);
 	rpc->magic = 0;
 	rpc->closed(rpc->closed_arg);
@@ -1315,7 +1414,7 @@ static void conn_maybe_end(struct conn *c)
 		return;
 	if (c->closed)
 		conn_free(c);
-	else if (c->eof && conn_unsent(c) == 0)
+	else if (c->eof && !c->waiting && conn_unsent(c) == 0)
 		conn_close(c);
 }
 
@@ -1544,17 +1643,43 @@ static bool conn_expired(const struct conn *c)
 	return env_wall_ms(c->rpc->env) > tls_peer_expires_ms(c->tls);
 }
 
+static void since_later(uint64_t *since_ms, uint64_t late_ms, uint64_t now)
+{
+	if (*since_ms != 0)
+		*since_ms =
+			*since_ms + late_ms < now ? *since_ms + late_ms : now;
+}
+
+/* While we stood still ourselves, paused or busy, nothing of anybody's could
+ * get through: what it did meanwhile has yet to be read. */
+static void conn_excuse(struct conn *c, uint64_t late_ms, uint64_t now)
+{
+	if (late_ms == 0 || MUTANT(stall_is_silence))
+		return;
+	since_later(&c->stuck_ms, late_ms, now);
+	since_later(&c->partial_ms, late_ms, now);
+	since_later(&c->since_ms, late_ms, now);
+}
+
+static void sweep_start(struct rpc *rpc, uint64_t now)
+{
+	rpc->sweep_at_ms = now + rpc->sweep_ms;
+	env_timer_start(&rpc->sweep, rpc->sweep_at_ms);
+}
+
 /* Once a second: who keeps a frame unfinished, who never reads, who is gone. */
 static void rpc_sweep(struct env_timer *t)
 {
 	struct rpc *rpc = CONTAINER_OF(t, struct rpc, sweep);
 	uint64_t now = env_now_ms(rpc->env);
+	uint64_t late = now > rpc->sweep_at_ms ? now - rpc->sweep_at_ms : 0;
 	struct conn *c;
 	struct conn *next;
 
 	CHECK_OBJ(rpc, RPC_MAGIC);
 	for (c = TAILQ_FIRST(&rpc->conns); c != NULL; c = next) {
 		next = TAILQ_NEXT(c, link);
+		conn_excuse(c, late, now);
 		if (c->partial_ms != 0 &&
 		    now - c->partial_ms > rpc->frame_stall_ms)
 			conn_broken(c, "a frame was not finished in time");
@@ -1568,7 +1693,7 @@ static void rpc_sweep(struct env_timer *t)
 			conn_close(c);
 	}
 	accept_owed(rpc);
-	env_timer_start(&rpc->sweep, now + rpc->sweep_ms);
+	sweep_start(rpc, now);
 }
 
 /* Listening. */
@@ -1753,6 +1878,8 @@ enum rc rpc_open(uv_loop_t *loop, struct env *env, struct core *core,
 	TAILQ_INIT(&rpc->handshakes);
 	STAILQ_INIT(&rpc->dirty);
 	STAILQ_INIT(&rpc->waiting);
+	rpc->calls_task.cb = rpc_calls;
+	rpc->calls_task.phase = ENV_PHASE_CALLS;
 	rpc->send_task.cb = rpc_send;
 	rpc->send_task.phase = ENV_PHASE_SEND;
 	rpc->steps_task.cb = steps_over;
@@ -1761,8 +1888,11 @@ enum rc rpc_open(uv_loop_t *loop, struct env *env, struct core *core,
 	env_timer_init(&rpc->sweep, env, rpc_sweep);
 	env_random(env, &rpc->next_id, sizeof(rpc->next_id));
 	rpc->next_id |= 1ull << 63; /* Apart from the ids of calls. */
-	rc = pool_init(&rpc->slots, sizeof(struct rpc_slot), CALLS_MAX);
+	rc = overloaded_make(rpc);
+	if (rc == RC_OK)
+		rc = pool_init(&rpc->slots, sizeof(struct rpc_slot), CALLS_MAX);
 	if (rc != RC_OK) {
+		pack_w_release(&rpc->overloaded);
 		free(rpc);
 		return rc;
 	}
@@ -1771,7 +1901,7 @@ enum rc rpc_open(uv_loop_t *loop, struct env *env, struct core *core,
 		rpc_close(rpc, rpc_abandoned, NULL);
 		return rc;
 	}
-	env_timer_start(&rpc->sweep, env_now_ms(env) + rpc->sweep_ms);
+	sweep_start(rpc, env_now_ms(env));
 	*out = rpc;
 	return RC_OK;
 }

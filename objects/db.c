@@ -75,8 +75,7 @@ enum statement {
 	HEADS_AFTER,
 	ROW_GET,
 	ROW_KEEP,
-	ROW_SET,
-	ROW_ADD,
+	ROW_PUT,
 	ROW_DELETE,
 	OBJECT_GET,
 	KIND_WIPE,
@@ -115,10 +114,10 @@ static const char *const sql[STATEMENTS] = {
 	[ROW_KEEP] = "UPDATE rows SET value = swap(value, expires, ?4)"
 		     " WHERE oid = ?1 AND kind = ?2 AND key = ?3"
 		     " AND expires = ?5",
-	[ROW_SET] = "UPDATE rows SET value = swap(value, expires, ?4),"
-		    " expires = ?5"
-		    " WHERE oid = ?1 AND kind = ?2 AND key = ?3",
-	[ROW_ADD] = "INSERT INTO rows VALUES(?1, ?2, ?3, ?4, ?5)",
+	[ROW_PUT] = "INSERT INTO rows VALUES(?1, ?2, ?3, ?4, ?5)"
+		    " ON CONFLICT DO UPDATE SET"
+		    " value = swap(value, expires, excluded.value),"
+		    " expires = excluded.expires",
 	[ROW_DELETE] = "DELETE FROM rows"
 		       " WHERE oid = ?1 AND kind = ?2 AND key = ?3",
 	[OBJECT_GET] = "SELECT " ROW_COLUMNS " FROM rows WHERE oid = ?1"
@@ -756,11 +755,8 @@ enum rc db_put_row(struct db *db, const struct oid *oid,
 	rc = put(db, oid, row, ROW_KEEP,
 		 bind_row(db->statements[ROW_KEEP], oid, row), &done);
 	if (rc == RC_OK && !done)
-		rc = put(db, oid, row, ROW_SET,
-			 bind_row(db->statements[ROW_SET], oid, row), &done);
-	if (rc == RC_OK && !done)
-		rc = run(db, ROW_ADD,
-			 bind_row(db->statements[ROW_ADD], oid, row));
+		rc = put(db, oid, row, ROW_PUT,
+			 bind_row(db->statements[ROW_PUT], oid, row), &done);
 	if (rc == RC_OK)
 		sum_add(sum_of(db, oid), hash_row(oid, row));
 	return rc;

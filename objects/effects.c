@@ -50,18 +50,33 @@ void unit_row(struct pack_w *w, const struct unit_row *row)
 	pack_u64(w, row->expires_ns);
 }
 
+static void entry_head(struct pack_w *w, uint64_t stamp_ns, uint64_t wall_ms,
+		       uint64_t term)
+{
+	pack_array(w, ENTRY_FIELDS);
+	pack_u64(w, ENTRY_VERSION);
+	pack_u64(w, stamp_ns);
+	pack_u64(w, wall_ms);
+	pack_u64(w, term);
+}
+
 void entry_begin(struct pack_w *w, uint64_t stamp_ns, uint64_t wall_ms,
 		 uint64_t term, uint32_t units)
 {
 	PRE(units <= ENTRY_UNITS_MAX);
 	PRE(stamp_ns <= INT64_MAX);
 	PRE(wall_ms <= INT64_MAX);
-	pack_array(w, ENTRY_FIELDS);
-	pack_u64(w, ENTRY_VERSION);
-	pack_u64(w, stamp_ns);
-	pack_u64(w, wall_ms);
-	pack_u64(w, term);
+	entry_head(w, stamp_ns, wall_ms, term);
 	pack_array(w, units);
+}
+
+void entry_scrub(struct pack_w *w, uint64_t stamp_ns, uint64_t wall_ms,
+		 uint64_t term)
+{
+	PRE(stamp_ns <= INT64_MAX);
+	PRE(wall_ms <= INT64_MAX);
+	entry_head(w, stamp_ns, wall_ms, term);
+	pack_nil(w);
 }
 
 size_t unit_bytes_max(size_t head_bytes, uint32_t rows, size_t row_bytes)
@@ -112,6 +127,22 @@ static enum rc get_number(struct pack_r *r, uint64_t max, uint64_t *out)
 	return RC_OK;
 }
 
+static enum rc get_units(struct pack_r *r, struct entry_r *out)
+{
+	enum pack_type type;
+
+	if (pack_peek(r, &type) != RC_OK)
+		return RC_CORRUPT;
+	out->units = 0;
+	out->scrub = type == PACK_NIL;
+	if (out->scrub)
+		return ours(pack_get_nil(r));
+	if (pack_get_array(r, &out->units) != RC_OK ||
+	    out->units > ENTRY_UNITS_MAX)
+		return RC_CORRUPT;
+	return RC_OK;
+}
+
 enum rc entry_read(const void *p, size_t n, struct entry_r *out)
 {
 	struct pack_r r = pack_reader(p, n);
@@ -134,11 +165,17 @@ enum rc entry_read(const void *p, size_t n, struct entry_r *out)
 	    get_number(&r, INT64_MAX, &out->wall_ms) != RC_OK ||
 	    get_number(&r, UINT64_MAX, &out->term) != RC_OK)
 		return RC_CORRUPT;
-	if (pack_get_array(&r, &out->units) != RC_OK ||
-	    out->units > ENTRY_UNITS_MAX)
+	if (get_units(&r, out) != RC_OK)
 		return RC_CORRUPT;
 	out->r = r;
 	return RC_OK;
+}
+
+bool entry_scrubs(const void *p, size_t n)
+{
+	struct entry_r e;
+
+	return entry_read(p, n, &e) == RC_OK && e.scrub;
 }
 
 static enum rc read_row(struct pack_r *r, struct unit_row *out)

@@ -5,10 +5,14 @@
  * Any thread; pure. Written as MessagePack through client/proto/pack.h (the
  * only encoder), versioned because it is replicated and stored:
  *
- *   entry = [version, stamp_ns, wall_ms, term, units]   an empty `units` is a
- * tick unit  = [oid, flags, head, rows] head  = nil (unchanged) or bin: the
- * object's head record, sealed rows  = [kind, key, value | nil, expires_ns,
- * kind, key, ...] flat, four each; nil value: the row is deleted
+ *	entry = [version, stamp_ns, wall_ms, term, units]
+ *	unit  = [oid, flags, head, rows]
+ *	head  = nil (unchanged) or bin: the object's head record, sealed
+ *	rows  = [kind, key, value | nil, expires_ns, kind, key, ...]
+ *
+ * Empty `units` are a tick, nil is a scrub: every replica hashes what its state
+ * is when it has applied exactly that. Rows are flat, four each; nil value: the
+ * row is deleted.
  *
  * A unit is never split; what one event changed is in one unit. Applying is:
  * if flags has UNIT_WIPE, drop every row of the object; if it has UNIT_CLEAR,
@@ -56,6 +60,9 @@ void unit_begin(struct pack_w *w, const struct oid *oid, uint32_t flags,
 void unit_row(struct pack_w *w, const struct unit_row *row);
 void entry_begin(struct pack_w *w, uint64_t stamp_ns, uint64_t wall_ms,
 		 uint64_t term, uint32_t units);
+/* A whole entry. */
+void entry_scrub(struct pack_w *w, uint64_t stamp_ns, uint64_t wall_ms,
+		 uint64_t term);
 /* Upper bounds of what the above append, for admission. */
 size_t unit_bytes_max(size_t head_bytes, uint32_t rows, size_t row_bytes);
 
@@ -66,6 +73,7 @@ struct entry_r {
 	uint64_t wall_ms;
 	uint64_t term;
 	uint32_t units;  /* Left for entry_next. */
+	bool scrub;      /* It has none. */
 	struct pack_r r; /* Private. */
 };
 struct unit_r {
@@ -78,6 +86,8 @@ struct unit_r {
 enum rc entry_read(const void *p, size_t n, struct entry_r *out);
 /* RC_EOF after the last; then the entry must be at its end (RC_CORRUPT). */
 enum rc entry_next(struct entry_r *e, struct unit_r *out);
+/* Of an entry that was found good. */
+bool entry_scrubs(const void *p, size_t n);
 enum rc unit_next(struct unit_r *u, struct unit_row *out);
 
 #endif

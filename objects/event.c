@@ -980,8 +980,8 @@ static enum rc propose(struct event *ev)
 	struct object *o = ev->object;
 	bool lagged = !event_is_committed(ev);
 	enum rc why = RC_NOT_OWNER;
-	uint64_t mark =
-		s->host->ops->propose(s->host, s->epoch, &s->res->unit, &why);
+	uint64_t mark = s->host->ops->propose(s->host, s->epoch, &s->res->unit,
+					      lagged, &why);
 
 	if (mark == 0)
 		return rc_is_wire(why) && why != RC_OK ? why : RC_NOT_OWNER;

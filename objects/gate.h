@@ -48,6 +48,7 @@ struct gate {
 	uint64_t committed;
 	uint64_t index; /* Of the entry that holds `committed`. */
 	uint64_t newest;
+	uint64_t under_way; /* Up to here nothing is gathered. */
 	uint64_t proved;
 	uint64_t asked;
 	uint64_t fresh_ns;     /* When the last good proof began. */

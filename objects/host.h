@@ -24,9 +24,16 @@ struct host_ops {
 	uint64_t (*committed_stamp)(struct host *h);
 	/* Propose one unit in epoch `epoch`; copies it. Returns its mark; 0
 	 * when the epoch is over or nothing can be proposed (the object layer
-	 * then ends the event with UNKNOWN_OUTCOME or OVERLOADED: see why). */
+	 * then ends the event with UNKNOWN_OUTCOME or OVERLOADED: see why).
+	 * With `may_wait` it is gathered, LAG_GATHER_MS at most, so that one
+	 * entry carries many, unless a unit that may not wait comes behind it:
+	 * units become entries in the order of their marks. */
 	uint64_t (*propose)(struct host *h, uint64_t epoch,
-			    const struct pack_w *unit, enum rc *why);
+			    const struct pack_w *unit, bool may_wait,
+			    enum rc *why);
+	/* Somebody waits for a unit that may have been gathered: all are
+	 * proposed in this turn. */
+	void (*hurry)(struct host *h, uint64_t epoch);
 	/* The mark of an empty entry of this turn: one per shard and turn. */
 	uint64_t (*tick)(struct host *h, uint64_t epoch);
 	/* Ask for a proof of ownership that begins after now; returns its

@@ -131,7 +131,7 @@ static struct hash_part part(struct pack_bytes b)
 static void hash_event(struct event *ev)
 {
 	struct hash_part key[] = {
-		part(ev->principal),
+		part(MUTANT(idem_any_principal) ? ev->idem : ev->principal),
 		{ ev->method->name, ev->method->name_bytes },
 		part(ev->idem),
 	};

@@ -207,6 +207,14 @@ static void object_free(struct object *o)
 	free(o);
 }
 
+/* It could go if its effects were stored: the window does not end because
+ * memory is short elsewhere. */
+static void object_store(const struct object *o)
+{
+	if (o->any_mark > o->space->stored)
+		storage_flush(o->space->storage);
+}
+
 /* What only this owner knows and is not worth nothing yet. */
 static bool object_is_kept(const struct object *o)
 {
@@ -274,6 +282,7 @@ static void residents_squeeze(struct residents *r, uint32_t more)
 		    (i >= SQUEEZE_TRIES / 2 || !object_is_kept(o))) {
 			object_evict(o);
 		} else {
+			object_store(o);
 			object_trim(o);
 			second_chance(r, o);
 		}
@@ -889,7 +898,8 @@ static void event_to_gate(struct event *ev, const struct object *o)
 	}
 	if (!committed)
 		gate_freshen(g, ev->now_ns);
-	else if (ev->own_mark == 0 && !MUTANT(read_without_round))
+	else if (ev->own_mark == 0 && !MUTANT(read_without_round) &&
+		 (ev->rc == RC_OK || !MUTANT(error_without_round)))
 		ev->need_proof = gate_prove(g, ev->now_ns);
 	if ((MUTANT(reply_before_commit) && ev->own_mark != 0 &&
 	     !ev->suspending) ||

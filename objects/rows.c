@@ -8,6 +8,13 @@
 /* A value that would leave more of its room than this unused is moved. */
 #define WASTE_MAX 64u
 
+/* Chains are for more rows than this. More of them than so many would take long
+ * to fill anew. In a chain that is longer than this, because there are more
+ * rows or because somebody chose their keys, the tree finds a row sooner. */
+#define CHAINS_MIN     64u
+#define CHAINS_MAX     65536u
+#define CHAIN_WALK_MAX 8u
+
 #define ROW_HEAD offsetof(struct row, data)
 
 static const uint8_t nothing[1];
@@ -43,9 +50,81 @@ static inline size_t row_bytes(const struct row *r)
 	return ROW_HEAD + r->key_n + r->value_cap + MALLOC_HEAD;
 }
 
+static struct row_chain *chain_of(const struct rows *rows, unsigned kind,
+				  struct pack_bytes key)
+{
+	uint64_t h = kind + key.n;
+	uint64_t word;
+	size_t at;
+
+	for (at = 0; at < key.n; at += sizeof(word)) {
+		word = 0;
+		memcpy(&word, key.p + at,
+		       key.n - at < sizeof(word) ? key.n - at : sizeof(word));
+		h = (h ^ word) * UINT64_C(0x9e3779b97f4a7c15);
+		h ^= h >> 32;
+	}
+	return &rows->chains[h & (rows->chains_n - 1)];
+}
+
+static void chains_drop(struct rows *rows)
+{
+	if (rows->chains != NULL)
+		rows->bytes -= rows->chains_n * sizeof(*rows->chains);
+	free(rows->chains);
+	rows->chains = NULL;
+	rows->chains_n = 0;
+}
+
+/* All rows in twice as many. False: without memory, or at the most of them,
+ * things go on as they are. */
+static bool chains_grow(struct rows *rows)
+{
+	uint32_t n = rows->chains != NULL ? rows->chains_n * 2 : CHAINS_MIN * 2;
+	struct row_chain *wider;
+	struct row *r;
+
+	if (n > CHAINS_MAX)
+		return false;
+	wider = calloc(n, sizeof(*wider));
+	if (wider == NULL)
+		return false;
+	chains_drop(rows);
+	rows->chains = wider;
+	rows->chains_n = n;
+	rows->bytes += n * sizeof(*wider);
+	RB_FOREACH(r, row_tree, &rows->tree)
+	LIST_INSERT_HEAD(chain_of(rows, r->kind, row_key(r)), r, chain);
+	return true;
+}
+
+/* A row that is in the tree now. */
+static void chain_in(struct rows *rows, struct row *r)
+{
+	rows->n++;
+	if (rows->n >= CHAINS_MIN && rows->n >= rows->chains_n &&
+	    (rows->n & (rows->n - 1)) == 0 && chains_grow(rows))
+		return;
+	if (rows->chains != NULL)
+		LIST_INSERT_HEAD(chain_of(rows, r->kind, row_key(r)), r, chain);
+}
+
+static void chain_out(struct rows *rows, struct row *r)
+{
+	rows->n--;
+	if (rows->chains != NULL)
+		LIST_REMOVE(r, chain);
+	if (rows->n == 0)
+		chains_drop(rows);
+}
+
 void rows_init(struct rows *rows)
 {
 	RB_INIT(&rows->tree);
+	rows->chains = NULL;
+	rows->chains_n = 0;
+	rows->n = 0;
+	memset(rows->last, 0, sizeof(rows->last));
 	rows->bytes = 0;
 	rows->complete = row_kind_bit(ROW_MEMORY);
 }
@@ -66,6 +145,7 @@ static void free_below(struct row *r)
 void rows_release(struct rows *rows)
 {
 	free_below(RB_ROOT(&rows->tree));
+	free(rows->chains);
 	rows_init(rows);
 }
 
@@ -131,8 +211,8 @@ static struct row *at_or_after(const struct rows *rows, unsigned kind,
 	return best;
 }
 
-static struct row *row_at(const struct rows *rows, unsigned kind,
-			  struct pack_bytes key)
+static struct row *tree_at(const struct rows *rows, unsigned kind,
+			   struct pack_bytes key)
 {
 	struct row *r = RB_ROOT(&rows->tree);
 	int order;
@@ -144,6 +224,36 @@ static struct row *row_at(const struct rows *rows, unsigned kind,
 		r = order < 0 ? RB_LEFT(r, node) : RB_RIGHT(r, node);
 	}
 	return NULL;
+}
+
+static struct row *row_at(const struct rows *rows, unsigned kind,
+			  struct pack_bytes key)
+{
+	struct row **last = (struct row **)&rows->last[kind];
+	struct row *r = *last;
+	unsigned walked = 0;
+
+	if (r != NULL && row_key_cmp(key, row_key(r)) == 0)
+		return r;
+	if (rows->chains == NULL)
+		return tree_at(rows, kind, key);
+	LIST_FOREACH(r, chain_of(rows, kind, key), chain)
+	{
+		if (row_cmp_to(kind, key, r) == 0) {
+			*last = r;
+			return r;
+		}
+		if (++walked == CHAIN_WALK_MAX)
+			return tree_at(rows, kind, key);
+	}
+	return NULL;
+}
+
+/* It is about to go. */
+static void forget(struct rows *rows, const struct row *r)
+{
+	if (rows->last[r->kind] == r)
+		rows->last[r->kind] = NULL;
 }
 
 /* The last row before the place where `r` stands (NULL: behind all) that is of
@@ -189,6 +299,7 @@ void rows_insert(struct rows *rows, struct row *r)
 
 	CHECK(other == NULL);
 	rows->bytes += row_bytes(r);
+	chain_in(rows, r);
 	/* It splits a gap: what was known of the whole is known of both. */
 	if (leads_on(before(rows, r->kind, r)))
 		r->flags |= ROW_NEXT;
@@ -212,15 +323,22 @@ void rows_replace(struct rows *rows, struct row *old, struct row *r)
 		RB_PARENT(RB_LEFT(r, node), node) = r;
 	if (RB_RIGHT(r, node) != NULL)
 		RB_PARENT(RB_RIGHT(r, node), node) = r;
+	if (rows->chains != NULL) {
+		LIST_INSERT_AFTER(old, r, chain);
+		LIST_REMOVE(old, chain);
+	}
 	rows->bytes += row_bytes(r);
 	rows->bytes -= row_bytes(old);
+	forget(rows, old);
 	free(old);
 }
 
 static void drop(struct rows *rows, struct row *r)
 {
 	RB_REMOVE(row_tree, &rows->tree, r);
+	chain_out(rows, r);
 	rows->bytes -= row_bytes(r);
+	forget(rows, r);
 	free(r);
 }
 

@@ -14,12 +14,14 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/queue.h>
 
 #include "client/proto/pack.h"
 #include "objects/effects.h"
 
 /* Beside enum row_kind: rows that are never proposed. Always known. */
 #define ROW_MEMORY 0u
+#define ROW_KINDS  (ROW_CONFIG + 1u)
 
 enum row_flags {
 	ROW_ABSENT = 1 << 0,  /* A marker: this key does not exist. */
@@ -30,6 +32,7 @@ enum row_flags {
 
 struct row {
 	RB_ENTRY(row) node;
+	LIST_ENTRY(row) chain;
 	uint64_t mark;       /* Of the unit that wrote it; 0: it was loaded. */
 	uint64_t expires_ns; /* 0: never. ROW_MEMORY: when it is full. */
 	uint32_t value_n;
@@ -41,9 +44,18 @@ struct row {
 };
 
 RB_HEAD(row_tree, row);
+LIST_HEAD(row_chain, row);
 
 struct rows {
 	struct row_tree tree;
+	/* Finds a row by its name without a walk through memory: of many rows
+	 * only, NULL of a few, or without memory. */
+	struct row_chain *chains;
+	uint32_t chains_n; /* A power of two. */
+	uint32_t n;
+	/* Per kind the row or marker that was found last: who runs asks for it
+	 * several times. */
+	struct row *last[ROW_KINDS];
 	size_t bytes;      /* Memory of all of them. */
 	uint32_t complete; /* Bit per kind: every row is here. */
 };

@@ -40,8 +40,13 @@
 
 /* ----------------------------------------------------------------- window */
 
+struct change;
+
 struct row {
+	struct hnode node; /* In its generation, for who knows its name. */
 	RB_ENTRY(row) link;
+	struct row *next; /* Of its change. */
+	const struct change *change;
 	struct unit_row r;
 	size_t room; /* For the value. */
 };
@@ -56,7 +61,9 @@ enum head_is { HEAD_UNCHANGED, HEAD_SET, HEAD_GONE };
 	 KIND(ROW_CONFIG))
 #define KINDS_CLEARED (KIND(ROW_DATA) | KIND(ROW_CONFIG))
 
-/* What happened to an object. */
+/* What happened to an object. Its rows are put in order when somebody wants
+ * them in order: on the loop, in `rows`, where only the loop looks; on the
+ * worker in a list of its own. */
 struct change {
 	struct hnode node;
 	struct change *next; /* In order of their first change. */
@@ -65,6 +72,8 @@ struct change {
 	enum head_is head_is;
 	struct pack_bytes head;
 	size_t head_room;
+	struct row *all;     /* The last one first. */
+	struct row *ordered; /* From this one on they are in `rows`. */
 	struct rows rows;
 };
 
@@ -76,7 +85,9 @@ struct chunk {
 };
 
 struct gen {
+	const uint8_t *hash_key; /* Keys of rows come from outside. */
 	struct htab objects;
+	struct htab rows;
 	struct change *first;
 	struct change **end;
 	size_t n;
@@ -121,11 +132,14 @@ static uint64_t oid_hash(const struct oid *oid)
 	return h;
 }
 
-static enum rc gen_init(struct gen *g)
+static enum rc gen_init(struct gen *g, const uint8_t *hash_key)
 {
-	*g = (struct gen){ 0 };
+	enum rc rc;
+
+	*g = (struct gen){ .hash_key = hash_key };
 	g->end = &g->first;
-	return htab_init(&g->objects, 0);
+	rc = htab_init(&g->objects, 0);
+	return rc == RC_OK ? htab_init(&g->rows, 0) : rc;
 }
 
 static void gen_release(struct gen *g)
@@ -138,23 +152,37 @@ static void gen_release(struct gen *g)
 	}
 	if (g->objects.slots != NULL)
 		htab_release(&g->objects);
+	if (g->rows.slots != NULL)
+		htab_release(&g->rows);
+}
+
+/* Empty, and not much larger than it has to be. */
+static void index_clear(struct htab *t)
+{
+	struct htab small;
+
+	if (t->mask >= SLOTS_KEPT_MAX && htab_init(&small, 0) == RC_OK) {
+		htab_release(t);
+		*t = small;
+	}
+	memset(t->slots, 0, (t->mask + 1) * sizeof(*t->slots));
+	t->n = 0;
 }
 
 /* Empty again, without asking for memory. */
 static void gen_clear(struct gen *g)
 {
 	struct htab objects = g->objects;
-	struct htab small;
+	struct htab rows = g->rows;
 
-	if (objects.mask >= SLOTS_KEPT_MAX && htab_init(&small, 0) == RC_OK) {
-		htab_release(&objects);
-		objects = small;
-	}
 	g->objects = (struct htab){ 0 };
+	g->rows = (struct htab){ 0 };
 	gen_release(g);
-	memset(objects.slots, 0, (objects.mask + 1) * sizeof(*objects.slots));
-	objects.n = 0;
-	*g = (struct gen){ .objects = objects };
+	index_clear(&objects);
+	index_clear(&rows);
+	*g = (struct gen){ .hash_key = g->hash_key,
+			   .objects = objects,
+			   .rows = rows };
 	g->end = &g->first;
 }
 
@@ -253,19 +281,55 @@ static void gen_copy(struct gen *g, struct pack_bytes from,
 	*to = (struct pack_bytes){ p, from.n };
 }
 
+static uint64_t row_hash(const struct gen *g, const struct change *c,
+			 enum row_kind kind, struct pack_bytes key)
+{
+	return crypto_siphash(g->hash_key, key.p, key.n) + oid_hash(&c->oid) +
+	       (uint64_t)kind;
+}
+
+static struct row *row_find(const struct gen *g, const struct change *c,
+			    enum row_kind kind, struct pack_bytes key,
+			    uint64_t hash)
+{
+	struct hnode *n;
+	struct row *row;
+
+	for (n = htab_first(&g->rows, hash); n != NULL; n = n->next) {
+		row = CONTAINER_OF(n, struct row, node);
+		if (n->hash == hash && row->change == c &&
+		    row->r.kind == kind && bytes_compare(row->r.key, key) == 0)
+			return row;
+	}
+	return NULL;
+}
+
+/* All of a change's rows, in order. */
+static struct rows *rows_of(struct change *c)
+{
+	struct row *row;
+
+	for (row = c->all; row != c->ordered; row = row->next)
+		(void)RB_INSERT(rows, &c->rows, row);
+	c->ordered = c->all;
+	return &c->rows;
+}
+
 static void change_row(struct gen *g, struct change *c,
 		       const struct unit_row *r)
 {
-	struct row probe = { .r = *r };
-	struct row *row = RB_FIND(rows, &c->rows, &probe);
+	uint64_t hash = row_hash(g, c, r->kind, r->key);
+	struct row *row = row_find(g, c, r->kind, r->key, hash);
 	size_t key_room = 0;
 	struct pack_bytes spare;
 
 	if (row == NULL) {
 		row = gen_take(g, sizeof(*row));
-		*row = (struct row){ .r = { .kind = r->kind } };
+		*row = (struct row){ .change = c, .r = { .kind = r->kind } };
 		gen_copy(g, r->key, &row->r.key, &key_room);
-		(void)RB_INSERT(rows, &c->rows, row);
+		row->next = c->all;
+		c->all = row;
+		htab_insert(&g->rows, &row->node, hash);
 	}
 	row->r.expires_ns = r->expires_ns;
 	if (r->value.p == NULL) {
@@ -291,15 +355,22 @@ static void change_head(struct gen *g, struct change *c, const struct unit_r *u)
 	}
 }
 
-static void change_hide(struct change *c, uint32_t kinds)
+static void change_hide(struct gen *g, struct change *c, uint32_t kinds)
 {
+	struct row **at = &c->all;
 	struct row *row;
-	struct row *next;
 
 	c->hides |= kinds;
-	RB_FOREACH_SAFE(row, rows, &c->rows, next)
-	if ((kinds & KIND(row->r.kind)) != 0)
-		RB_REMOVE(rows, &c->rows, row);
+	while ((row = *at) != NULL) {
+		if ((kinds & KIND(row->r.kind)) == 0) {
+			at = &row->next;
+			continue;
+		}
+		*at = row->next;
+		htab_remove(&g->rows, &row->node);
+	}
+	RB_INIT(&c->rows);
+	c->ordered = NULL;
 }
 
 static void change_unit(struct gen *g, struct unit_r *u)
@@ -308,9 +379,9 @@ static void change_unit(struct gen *g, struct unit_r *u)
 	struct unit_row r;
 
 	if ((u->flags & UNIT_WIPE) != 0)
-		change_hide(c, KINDS_ALL);
-	if ((u->flags & UNIT_CLEAR) != 0)
-		change_hide(c, KINDS_CLEARED);
+		change_hide(g, c, KINDS_ALL);
+	if ((u->flags & UNIT_CLEAR) != 0 && !MUTANT(destroy_leaves_rows))
+		change_hide(g, c, KINDS_CLEARED);
 	change_head(g, c, u);
 	while (u->rows > 0) {
 		CHECK(unit_next(u, &r) == RC_OK);
@@ -428,12 +499,21 @@ static struct unit_row harvest_row(const struct harvest *h, size_t i)
 
 enum busy { IDLE, FLUSHING, CHECKPOINTING, SWITCHING, CLOSING };
 
+/* Of a whole state, and of its parts. */
+struct hashes {
+	uint8_t state[HASH_BYTES];
+	uint8_t ranges[STATE_RANGES][HASH_BYTES];
+};
+
 struct flush {
 	struct env_job job;
 	struct change **changes; /* Of `old`, in order of their ids. */
 	size_t n;
 	size_t at;
-	struct row *row; /* The next of changes[at]; NULL: it is begun anew. */
+	struct row **sorted; /* Of changes[at]; there is room for all. */
+	size_t sorted_n;
+	size_t row;  /* The next of them. */
+	bool opened; /* changes[at] was begun. */
 	bool begun;
 	bool committed;
 	enum rc rc;
@@ -441,7 +521,7 @@ struct flush {
 	uint64_t rows;
 	uint64_t ns;
 	uint64_t wal_bytes;
-	uint8_t hash[HASH_BYTES]; /* Of what was committed. */
+	struct hashes hashes; /* Of what was committed. */
 };
 
 struct checkpoint {
@@ -468,6 +548,7 @@ struct export
 	struct storage *storage;
 	struct storage_export *x; /* NULL: nobody wants it any more. */
 	enum export_is is;
+	uint64_t at;  /* The index to be copied, if it can be. */
 	enum rc over; /* Not RC_OK: what everything asked is told. */
 	unsigned range;
 	uint64_t offset;
@@ -538,12 +619,14 @@ struct storage {
 	/* Worker's: */
 	struct db *db;
 	/* Loop's; `old` and `flush` the worker's too, while its job runs. */
+	uint8_t hash_key[HASH_KEY_BYTES];
 	struct gen gens[LAYERS];
 	struct gen *now;
 	struct gen *closed_gen; /* Flushed next; NULL: `now` is. */
 	struct gen *old;        /* NULL: no flush. */
 	struct db_meta applied;
 	uint64_t stored;
+	uint64_t stored_stamp;
 	uint64_t checkpointed;
 	uint64_t wal_bytes; /* After the last flush; 0: it is empty. */
 	void *conf;         /* As opened. */
@@ -565,7 +648,7 @@ struct storage {
 	LIST_HEAD(, stage) stages;
 	uint64_t stage_next; /* Its generation. */
 	struct change_over change;
-	struct storage_hash *hash; /* Waits for a flush. */
+	struct storage_hash *hashes; /* Wait for a flush, linked by `job`. */
 	/* Requests that get no job end with the turn; linked by their `job`. */
 	struct storage_load *refused_loads;
 	struct storage_expired *refused_expired;
@@ -600,6 +683,7 @@ static void step(struct storage *s);
 static void readings_unpark(struct storage *s);
 static void exports_over(struct storage *s, enum rc rc);
 static void hash_refuse(struct storage *s, struct storage_hash *h, enum rc rc);
+static void hashes_refuse(struct storage *s, enum rc rc);
 
 static bool changing(const struct storage *s)
 {
@@ -634,9 +718,7 @@ static void fault(struct storage *s, enum rc rc, const struct detail *why)
 	env_timer_stop(&s->timer);
 	readings_unpark(s);
 	exports_over(s, told(rc));
-	if (s->hash != NULL)
-		hash_refuse(s, s->hash, told(rc));
-	s->hash = NULL;
+	hashes_refuse(s, told(rc));
 	if (rc == RC_CORRUPT && s->listener->bad != NULL)
 		s->listener->bad(s->listener, rc, why);
 	else
@@ -673,7 +755,8 @@ static enum rc flush_begin(struct storage *s)
 
 	f->n = s->old->n;
 	f->changes = malloc((f->n + 1) * sizeof(struct change *));
-	if (f->changes == NULL)
+	f->sorted = malloc((s->old->rows.n + 1) * sizeof(struct row *));
+	if (f->changes == NULL || f->sorted == NULL)
 		return RC_NOMEM;
 	for (c = s->old->first; c != NULL; c = c->next)
 		f->changes[i++] = c;
@@ -689,9 +772,37 @@ static enum rc flush_begin(struct storage *s)
 	return rc;
 }
 
+/* On the worker. */
+static void hashes_take(const struct db *db, struct hashes *out)
+{
+	unsigned i;
+
+	db_state_hash(db, out->state);
+	for (i = 0; i < STATE_RANGES; i++)
+		db_range_hash(db, i, out->ranges[i]);
+}
+
+static int by_name(const void *a, const void *b)
+{
+	const struct row *const *x = a;
+	const struct row *const *y = b;
+
+	return row_compare(&(*x)->r, &(*y)->r);
+}
+
 static enum rc flush_object(struct storage *s, const struct change *c)
 {
+	struct flush *f = &s->flush;
+	struct row *row;
 	enum rc rc = RC_OK;
+
+	f->opened = true;
+	f->row = 0;
+	f->sorted_n = 0;
+	for (row = c->all; row != NULL; row = row->next)
+		f->sorted[f->sorted_n++] = row;
+	CHECK(f->sorted_n <= s->old->rows.n);
+	qsort(f->sorted, f->sorted_n, sizeof(struct row *), by_name);
 
 	if (c->hides != 0)
 		rc = db_wipe(s->db, &c->oid, c->hides);
@@ -704,7 +815,8 @@ static enum rc flush_object(struct storage *s, const struct change *c)
 static enum rc flush_slice(struct storage *s)
 {
 	struct flush *f = &s->flush;
-	struct change *c;
+	const struct change *c;
+	const struct unit_row *r;
 	size_t rows = 0;
 	size_t bytes = 0;
 	enum rc rc = RC_OK;
@@ -712,19 +824,20 @@ static enum rc flush_slice(struct storage *s)
 	while (rc == RC_OK && f->at < f->n && rows < STATE_SLICE_ROWS &&
 	       bytes < STATE_SLICE_BYTES) {
 		c = f->changes[f->at];
-		if (f->row == NULL) {
+		if (!f->opened) {
 			rc = flush_object(s, c);
-			f->row = RB_MIN(rows, &c->rows);
 		} else {
-			if ((c->hides & KIND(f->row->r.kind)) == 0 ||
-			    f->row->r.value.p != NULL)
-				rc = db_put_row(s->db, &c->oid, &f->row->r);
-			bytes += f->row->r.key.n + f->row->r.value.n;
-			f->row = RB_NEXT(rows, &c->rows, f->row);
+			r = &f->sorted[f->row++]->r;
+			if ((c->hides & KIND(r->kind)) == 0 ||
+			    r->value.p != NULL)
+				rc = db_put_row(s->db, &c->oid, r);
+			bytes += r->key.n + r->value.n;
 		}
 		rows++;
-		if (f->row == NULL)
+		if (f->row == f->sorted_n) {
+			f->opened = false;
 			f->at++;
+		}
 	}
 	f->rows += rows;
 	return rc;
@@ -742,7 +855,7 @@ static void flush_run(struct env_job *job)
 	if (f->rc == RC_OK && f->at == f->n) {
 		f->rc = db_commit(s->db, &s->old->meta);
 		f->committed = f->rc == RC_OK;
-		db_state_hash(s->db, f->hash);
+		hashes_take(s->db, &f->hashes);
 	}
 	if (f->rc != RC_OK)
 		explain(s, f->rc, &f->why);
@@ -750,16 +863,34 @@ static void flush_run(struct env_job *job)
 	f->ns += env_now_ns(s->env) - from;
 }
 
-/* The state is committed exactly as somebody wanted it hashed. */
-static void hash_answer(struct storage *s)
+static void hash_give(struct storage_hash *h, const struct hashes *from)
 {
-	struct storage_hash *h = s->hash;
+	memcpy(h->hash, from->state, sizeof(h->hash));
+	memcpy(h->ranges, from->ranges, sizeof(h->ranges));
+}
 
-	if (h == NULL || h->index != s->stored)
-		return;
-	s->hash = NULL;
-	memcpy(h->hash, s->flush.hash, HASH_BYTES);
-	h->done(h, RC_OK);
+/* The state is committed exactly as somebody wanted it hashed. */
+static void hashes_answer(struct storage *s)
+{
+	struct storage_hash **at = &s->hashes;
+	struct storage_hash *ready = NULL;
+	struct storage_hash *h;
+
+	while ((h = *at) != NULL) {
+		if (h->index != s->stored) {
+			at = (struct storage_hash **)&h->job;
+			continue;
+		}
+		*at = h->job;
+		h->job = ready;
+		ready = h;
+	}
+	while ((h = ready) != NULL) {
+		ready = h->job;
+		h->job = NULL;
+		hash_give(h, &s->flush.hashes);
+		h->done(h, RC_OK);
+	}
 }
 
 static uint64_t wal_bytes_max(const struct storage *s)
@@ -778,7 +909,9 @@ static void flush_done(struct env_job *job)
 		return;
 	}
 	free(f->changes);
+	free(f->sorted);
 	f->changes = NULL;
+	f->sorted = NULL;
 	s->busy = IDLE;
 	if (f->rc != RC_OK)
 		fault(s, f->rc, &f->why);
@@ -790,13 +923,14 @@ static void flush_done(struct env_job *job)
 	s->stats.rows_written += f->rows;
 	s->stats.flush_ns_sum += f->ns;
 	s->stored = s->old->meta.applied_index;
+	s->stored_stamp = s->old->meta.stamp_ns;
 	gen_clear(s->old);
 	s->old = NULL;
 	readings_unpark(s);
 	s->wal_bytes = f->wal_bytes;
 	if (f->wal_bytes >= wal_bytes_max(s))
 		s->want_checkpoint = true;
-	hash_answer(s);
+	hashes_answer(s);
 	s->listener->stored(s->listener, s->stored);
 	step(s);
 }
@@ -820,6 +954,23 @@ static struct gen *gen_close(struct storage *s)
 	s->want_flush = false;
 	env_timer_stop(&s->timer);
 	return g;
+}
+
+/*
+ * What is applied already is in the flush that is under way, or in `now`: which
+ * then becomes that flush's next, so that nothing more gets in. False: another
+ * one stands there already. The caller steps.
+ */
+static bool flush_ends_here(struct storage *s)
+{
+	uint64_t index = s->applied.applied_index;
+
+	if (s->old != NULL && s->old->meta.applied_index == index)
+		return true;
+	if (s->closed_gen != NULL)
+		return s->closed_gen->meta.applied_index == index;
+	s->closed_gen = gen_close(s);
+	return true;
 }
 
 static void flush_start(struct storage *s)
@@ -940,6 +1091,14 @@ static bool main_pinned(const struct storage *s)
 	if (e->is != EXPORT_WAITS && e->over == RC_OK)
 		return true;
 	return false;
+}
+
+/* What is stored is what is to be copied: nothing more may come before. */
+static bool export_is_here(struct storage *s)
+{
+	const struct export *e = export_waiting(s);
+
+	return e != NULL && e->at == s->stored && !main_pinned(s);
 }
 
 /* ---- on the worker ---- */
@@ -1125,10 +1284,14 @@ void storage_export_begin(struct storage *s, struct storage_export *x)
 	else if (s->fault != RC_OK)
 		e->over = told(s->fault);
 	LIST_INSERT_HEAD(&s->exports, e, link);
-	if (e->over != RC_OK)
+	if (e->over != RC_OK) {
 		export_work(e);
-	else
-		storage_checkpoint(s);
+		return;
+	}
+	e->at = s->applied.applied_index;
+	if (s->stored < e->at)
+		(void)flush_ends_here(s);
+	storage_checkpoint(s);
 }
 
 void storage_export_read(struct storage *s, struct storage_export *x,
@@ -1609,9 +1772,7 @@ void storage_switch(struct storage *s, struct storage_switch *w)
 	env_timer_stop(&s->timer);
 	readings_cancel(s);
 	exports_over(s, RC_CANCELLED);
-	if (s->hash != NULL)
-		hash_refuse(s, s->hash, RC_CANCELLED);
-	s->hash = NULL;
+	hashes_refuse(s, RC_CANCELLED);
 	step(s);
 }
 
@@ -1636,6 +1797,7 @@ static void release(struct storage *s)
 	for (i = 0; i < LAYERS; i++)
 		gen_release(&s->gens[i]);
 	free(s->flush.changes);
+	free(s->flush.sorted);
 	free(s->conf);
 	s->magic = 0;
 	free(s);
@@ -1709,7 +1871,8 @@ static void maybe_close(struct storage *s)
  *
  *	IDLE -> FLUSHING -> IDLE       the window's time or size, or asked
  *	IDLE -> CHECKPOINTING -> IDLE  asked, or the WAL is long; after a
- *	                               flush, and not under an export
+ *	                               flush, but for an export at the index
+ *	                               that it asked for; not under an export
  *	IDLE -> SWITCHING -> IDLE      asked, before all else
  *	IDLE -> CLOSING                when all of that is done
  */
@@ -1730,6 +1893,10 @@ static void step(struct storage *s)
 	if (s->fault != RC_OK) {
 		window_drop(s);
 		maybe_close(s);
+		return;
+	}
+	if (export_is_here(s)) {
+		checkpoint_start(s);
 		return;
 	}
 	if (s->want_checkpoint && s->stored < s->checkpoint_from)
@@ -1769,6 +1936,13 @@ void storage_checkpoint(struct storage *s)
 	step(s);
 }
 
+void storage_spoil(struct storage *s, const struct detail *why)
+{
+	CHECK_OBJ(s, STORAGE_MAGIC);
+	PRE(s->listener->bad != NULL);
+	fault(s, RC_CORRUPT, why);
+}
+
 void storage_close(struct storage *s, void (*closed)(void *arg), void *arg)
 {
 	CHECK_OBJ(s, STORAGE_MAGIC);
@@ -1804,16 +1978,23 @@ static enum rc apply_check(struct gen *g, const void *entry, size_t n)
 	}
 	if (rc != RC_EOF)
 		return rc;
+	if (MUTANT(applied_twice))
+		room *= 2;
 	return gen_reserve(g, room) ? RC_OK : RC_NOMEM;
 }
 
 static void applied(struct storage *s, uint64_t index, uint64_t term)
 {
+	uint64_t ms = s->cfg.window_ms;
+
+	/* A voter whose state knows no stamp has no time to offer when all were
+	 * down. */
+	if (s->stored_stamp == 0 && ms > WINDOW_FIRST_MS)
+		ms = WINDOW_FIRST_MS;
 	s->applied.applied_index = index;
 	s->applied.applied_term = term;
 	if (!s->timer.running)
-		env_timer_start(&s->timer,
-				env_now_ms(s->env) + s->cfg.window_ms);
+		env_timer_start(&s->timer, env_now_ms(s->env) + ms);
 	if (s->now->bytes >= s->cfg.window_bytes && !s->want_flush) {
 		s->want_flush = true;
 		step(s);
@@ -1839,6 +2020,9 @@ enum rc storage_apply(struct storage *s, uint64_t index, uint64_t term,
 		return rc;
 	CHECK(entry_read(entry, n, &e) == RC_OK);
 	while (entry_next(&e, &u) == RC_OK)
+		change_unit(s->now, &u);
+	if (MUTANT(applied_twice) && entry_read(entry, n, &e) == RC_OK &&
+	    entry_next(&e, &u) == RC_OK)
 		change_unit(s->now, &u);
 	s->applied.stamp_ns = e.stamp_ns;
 	s->applied.wall_ms = e.wall_ms;
@@ -1904,6 +2088,11 @@ size_t storage_window_bytes(const struct storage *s)
 	for (i = 0; i < LAYERS; i++)
 		bytes += s->gens[i].bytes;
 	return bytes;
+}
+
+bool storage_checkpointing(const struct storage *s)
+{
+	return s->want_checkpoint || s->busy == CHECKPOINTING;
 }
 
 uint64_t storage_room(const struct storage *s)
@@ -2111,6 +2300,7 @@ static void reading_run(struct env_job *job)
 	const struct storage_heads *h = r->request;
 	const struct storage_scrub *c = r->request;
 	struct storage_hash *hash = r->request;
+	struct hashes hashes;
 
 	r->index = db_meta(db)->applied_index;
 	switch (r->what) {
@@ -2128,7 +2318,8 @@ static void reading_run(struct env_job *job)
 		break;
 	case READ_HASH:
 		CHECK(r->index == hash->index);
-		db_state_hash(db, hash->hash);
+		hashes_take(db, &hashes);
+		hash_give(hash, &hashes);
 		break;
 	}
 	if (r->rc == RC_OK && (r->rows.no_memory || r->head.no_memory))
@@ -2160,6 +2351,8 @@ static const struct gen *layer(const struct storage *s, const struct reading *r,
 		return NULL;
 	if (i == 0)
 		return s->now;
+	if (MUTANT(flush_hides))
+		return NULL;
 	return g != NULL && g->meta.applied_index > r->index ? g : NULL;
 }
 
@@ -2217,7 +2410,7 @@ static void merge_init(struct merge *m, const struct storage *s,
 		m->hidden[i] = m->hidden_db;
 		if (c == NULL)
 			continue;
-		m->rows[i] = merge_first(&c->rows, l);
+		m->rows[i] = merge_first(rows_of(c), l);
 		m->hidden_db |= c->hides;
 	}
 }
@@ -2303,15 +2496,16 @@ static void show_object(const struct storage *s, const struct reading *r,
 }
 
 /* The row of a key in one change; `hides`: it decides, row or not. */
-static const struct row *row_in(struct change *c, const struct load_key *key,
-				bool *hides)
+static const struct row *row_in(const struct gen *g, const struct oid *oid,
+				const struct load_key *key, bool *hides)
 {
-	struct row probe = { .r = { .kind = key->kind, .key = key->key } };
-	struct row *row;
+	const struct change *c = change_in(g, oid);
+	const struct row *row;
 
 	if (c == NULL)
 		return NULL;
-	row = RB_FIND(rows, &c->rows, &probe);
+	row = row_find(g, c, key->kind, key->key,
+		       row_hash(g, c, key->kind, key->key));
 	*hides = row != NULL || (c->hides & KIND(key->kind)) != 0;
 	return row;
 }
@@ -2338,8 +2532,8 @@ static void show_keys(const struct storage *s, const struct reading *r,
 		}
 		row = NULL;
 		for (k = 0; k < LAYERS && !hides; k++)
-			row = row_in(change_in(layer(s, r, k), &l->oid),
-				     r->keys[i], &hides);
+			row = row_in(layer(s, r, k), &l->oid, r->keys[i],
+				     &hides);
 		if (hides && row != NULL && row->r.value.p != NULL)
 			l->row(l, &row->r);
 		else if (!hides && has_db)
@@ -2719,6 +2913,18 @@ static void hash_refuse(struct storage *s, struct storage_hash *h, enum rc rc)
 	refuse_post(s);
 }
 
+static void hashes_refuse(struct storage *s, enum rc rc)
+{
+	struct storage_hash *h = s->hashes;
+	struct storage_hash *next;
+
+	s->hashes = NULL;
+	for (; h != NULL; h = next) {
+		next = h->job;
+		hash_refuse(s, h, rc);
+	}
+}
+
 /* NULL: the request is to be refused, at the end of the turn. */
 static struct reading *reading_start(struct storage *s, enum reading_what what,
 				     void *request)
@@ -2787,10 +2993,6 @@ void storage_scrub(struct storage *s, struct storage_scrub *c)
 	}
 }
 
-/*
- * What is applied already is in SQLite, in the flush that is under way, or in
- * `now`: which then becomes that flush's next, so that nothing more gets in.
- */
 void storage_hash_at(struct storage *s, struct storage_hash *h)
 {
 	CHECK_OBJ(s, STORAGE_MAGIC);
@@ -2805,18 +3007,12 @@ void storage_hash_at(struct storage *s, struct storage_hash *h)
 		}
 		return;
 	}
-	if (s->hash != NULL) {
+	if (!flush_ends_here(s)) {
 		hash_refuse(s, h, RC_CONFLICT);
 		return;
 	}
-	h->job = NULL;
-	s->hash = h;
-	if (s->old != NULL && s->old->meta.applied_index == h->index)
-		return;
-	CHECK(s->closed_gen == NULL);
-	if (s->busy != IDLE)
-		s->closed_gen = gen_close(s);
-	s->want_flush = true;
+	h->job = s->hashes;
+	s->hashes = h;
 	step(s);
 }
 
@@ -2846,6 +3042,7 @@ static void state_is(struct storage *s, const struct db_meta *m,
 	s->applied.conf = NULL;
 	s->applied.conf_bytes = 0;
 	s->stored = m->applied_index;
+	s->stored_stamp = m->stamp_ns;
 	s->checkpointed = m->applied_index;
 	*state = (struct storage_state){
 		.applied_index = m->applied_index,
@@ -2907,8 +3104,9 @@ enum rc storage_open(struct env *env, struct disk *disk,
 	LIST_INIT(&s->exports);
 	LIST_INIT(&s->stages);
 	env_timer_init(&s->timer, env, timer_fired);
+	env_random(env, s->hash_key, sizeof(s->hash_key));
 	for (i = 0; i < LAYERS && rc == RC_OK; i++)
-		rc = gen_init(&s->gens[i]);
+		rc = gen_init(&s->gens[i], s->hash_key);
 	if (rc == RC_OK && cfg->absent)
 		s->fault = RC_CORRUPT;
 	else if (rc == RC_OK)

@@ -105,6 +105,8 @@ uint64_t storage_stamp(const struct storage *s);
 /* The wall clock noted beside it, ms since 1970; 0: none yet. */
 uint64_t storage_wall(const struct storage *s);
 size_t storage_window_bytes(const struct storage *s);
+/* One is under way, or asked for. */
+bool storage_checkpointing(const struct storage *s);
 /* Room on the disk that what is applied already may still take: the window on
  * its way into the WAL and from there into the main file, and the WAL. */
 uint64_t storage_room(const struct storage *s);
@@ -201,10 +203,12 @@ void storage_heads(struct storage *s, struct storage_heads *h);
  * A copy for another node, straight from the main file: `ready` when everything
  * applied is checkpointed and the rows of every range give the hash that is
  * kept with them; from then on until storage_export_end the main file does not
- * change (checkpoints wait, the WAL grows). One at a time: RC_CONFLICT through
- * `ready`. Pages are verified as they are read: RC_CORRUPT. RC_CANCELLED: a
- * switch; RC_NOMEM. An export whose `ready` got a code has ended. Closing the
- * storage ends it without a word.
+ * change (checkpoints wait, the WAL grows). It is of exactly what is applied
+ * when this is called, unless an older copy is still being read or a hash of
+ * another index waits for a flush: then of more. One at a time: RC_CONFLICT
+ * through `ready`. Pages are verified as they are read: RC_CORRUPT.
+ * RC_CANCELLED: a switch; RC_NOMEM. An export whose `ready` got a code has
+ * ended. Closing the storage ends it without a word.
  */
 struct storage_export {
 	void (*ready)(struct storage_export *x, enum rc rc);
@@ -302,8 +306,9 @@ void storage_scrub(struct storage *s, struct storage_scrub *c);
  * The hash of the state exactly as applied when this is called; what is applied
  * afterwards is in a flush of its own. It is the BLAKE2b-128 of applied index,
  * term, stamps, configuration and the set hashes of all ranges (db.h): equal on
- * every replica that applied the same entries, in whatever windows. One at a
- * time: RC_CONFLICT. RC_CORRUPT, RC_CANCELLED, RC_NOMEM as above.
+ * every replica that applied the same entries, in whatever windows.
+ * RC_CONFLICT: hashes of two other indexes wait already. RC_CORRUPT,
+ * RC_CANCELLED, RC_NOMEM as above.
  */
 struct storage_hash {
 	void (*done)(struct storage_hash *h, enum rc rc);
@@ -311,10 +316,15 @@ struct storage_hash {
 	/* Out. */
 	uint64_t index; /* From the call on. */
 	uint8_t hash[HASH_BYTES];
-	void *job; /* Private, as below. */
+	uint8_t ranges[STATE_RANGES][HASH_BYTES]; /* db_range_hash of each. */
+	void *job;                                /* Private, as below. */
 	enum rc rc;
 };
 void storage_hash_at(struct storage *s, struct storage_hash *h);
+/* The one above knows that the state is wrong although it is whole: it is bad
+ * from here on, as if it had been found so. `bad` is told from inside this
+ * call, unless it was before; it must not be NULL. */
+void storage_spoil(struct storage *s, const struct detail *why);
 
 struct storage_stats {
 	uint64_t flushes;

@@ -24,6 +24,7 @@ struct snapshot {
 	size_t conf_bytes;
 	uint64_t bytes;   /* Of the file. */
 	uint8_t hash[16]; /* Of what it means: the same on every replica. */
+	uint64_t from;    /* Who sends it; 0: this node. */
 };
 
 struct app_ops {

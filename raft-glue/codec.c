@@ -7,7 +7,8 @@
  *	 2  2  of an AppendEntries the number of entries, at most 256;
  *	       of a RequestVote and its result flags; else zero
  *	 4  2  features, of both results; else zero
- *	 6  2  capacity, of both results; else zero
+ *	 6  2  capacity, of both results: 1 when the sender's disk is low, 2
+ *	       when it is full; else zero
  *	 8  8  term
  *
  * and end, after nothing more in a RequestVoteResult (4), with:
@@ -410,6 +411,14 @@ static void read_timeout_now(const uint8_t *p, struct raft_message *m)
 	tn->term = le_get64(p + 8);
 	tn->last_log_index = le_get64(p + 16);
 	tn->last_log_term = le_get64(p + 24);
+}
+
+bool codec_leads(const uint8_t *p, size_t n, uint64_t *term)
+{
+	if (!head_sane(p, n) || p[0] != RAFT_APPEND_ENTRIES)
+		return false;
+	*term = le_get64(p + 8);
+	return true;
 }
 
 enum rc codec_read(const uint8_t *p, size_t n, uint64_t server_id,

@@ -19,6 +19,10 @@ struct raft_message;
  * never cut. */
 #define CODEC_PIECE_BYTES (1u << 20)
 
+/* The `capacity` of a result: the sender's disk is low, or full. */
+#define CODEC_CAPACITY_LOW  1u
+#define CODEC_CAPACITY_FULL 2u
+
 /*
  * Append the encoding of `m` to `w`. Of an AppendEntries only the entries from
  * `*from` on, as many as CODEC_PIECE_BYTES has room for and at least one;
@@ -36,6 +40,9 @@ bool codec_more(const struct raft_message *m, unsigned from);
  * released. */
 enum rc codec_read(const uint8_t *p, size_t n, uint64_t server_id,
 		   struct raft_message *m);
+/* It comes from who leads, in `*term`: an AppendEntries. Looks at no more than
+ * that. */
+bool codec_leads(const uint8_t *p, size_t n, uint64_t *term);
 /* What step_receive leaves to the caller. It may have moved `entries` on: the
  * array is found by server_address, which is empty and to be left as it is. */
 void codec_release(struct raft_message *m);

@@ -1464,6 +1464,12 @@ void log_listen(struct log *log, uint32_t shard, struct log_listener *l)
 	log->listener[shard] = l;
 }
 
+bool log_stalled(const struct log *log)
+{
+	CHECK_OBJ(log, LOG_MAGIC);
+	return log->stalled;
+}
+
 bool log_busy(const struct log *log)
 {
 	CHECK_OBJ(log, LOG_MAGIC);

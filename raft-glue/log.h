@@ -138,6 +138,9 @@ void log_floor(struct log *log, uint32_t shard, uint64_t index);
  * moved. Appends are still taken; they become durable when there is room. */
 bool log_full(const struct log *log, uint32_t shard);
 
+/* No segment is free: what was appended waits for room, as long as it takes. */
+bool log_stalled(const struct log *log);
+
 /* True while the writer works on a batch: a lone voter collects meanwhile. */
 bool log_busy(const struct log *log);
 /* Appended and not yet durable, all shards. */

@@ -554,7 +554,7 @@ static void shard_answered(struct rounds *r, uint64_t number, uint32_t shard,
 		open_lost(r, shard);
 		return;
 	}
-	if (!yes)
+	if (!yes && !MUTANT(round_refused_counts))
 		return;
 	f->yes[shard] |= member;
 	if (majority(r, first->shard, f->yes[shard]))

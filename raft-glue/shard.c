@@ -99,6 +99,8 @@ struct shard_other {
 	uint64_t id;
 	uint64_t heard_ms;
 	bool refused;
+	bool low;    /* Its disk is. */
+	bool full;   /* So much that it takes nothing. */
 	bool wished; /* The core wants to send it a snapshot. */
 	/* It asked for one: what it may have acknowledged of this leadership
 	 * ends at `wants_index`. */
@@ -179,8 +181,11 @@ struct shard {
 	struct snapshot what;      /* the snapshots' until they are told. */
 	uint64_t generation;
 	uint8_t hash[16];
-	bool beside;  /* The log is kept. */
-	bool begun;   /* The core was started. */
+	bool beside; /* The log is kept. */
+	bool begun;  /* The core was started. */
+	/* Before: who says that it leads, and in which term. */
+	uint64_t heard_leader;
+	uint64_t heard_term;
 	bool leading; /* Between app->lead and app->lost. */
 	bool halted;
 	bool wanted;   /* The app has something to collect. */
@@ -189,13 +194,15 @@ struct shard {
 	bool spoilt;   /* The state is bad, says the app. */
 	bool draining; /* The app is on the stack. */
 	bool dead;     /* Fail-stop. */
+	bool full;     /* The disk is. */
 	struct shard_stats stats;
 	void (*closed)(void *arg);
 	void *closed_arg;
 };
 
-#define ASK_MS   500u  /* Between two questions of who wants a snapshot. */
-#define YIELD_MS 1000u /* Between two hand-overs by who must not lead. */
+#define ASK_MS    500u  /* Between two questions of who wants a snapshot. */
+#define YIELD_MS  1000u /* Between two hand-overs by who must not lead. */
+#define FINISH_MS 100u  /* Between two looks whether the log is stalled. */
 
 static void shard_fail(struct shard *s, const char *why)
 {
@@ -326,10 +333,12 @@ static void shard_send(struct step_sink *k, const struct raft_message *m)
 	} while (codec_more(m, from));
 }
 
-/* Too much is not durable, or not applied: entries are not taken, and so not
- * acknowledged. The majority goes on without us. */
+/* Too much is not durable, or not applied, or there is no room for it: entries
+ * are not taken, and so not acknowledged. The majority goes on without us. */
 static bool shard_replete(const struct shard *s)
 {
+	if (s->full && !MUTANT(full_disk_acknowledges))
+		return true;
 	return log_unsynced_bytes(s->log) >= 2 * UNSYNCED_BYTES_MAX ||
 	       entries_above(&s->tail, s->applied) >= BEHIND_BYTES_MAX;
 }
@@ -347,6 +356,20 @@ static void shard_forgotten(struct shard *s, struct shard_other *o)
 			  "brings the node back"));
 }
 
+/* Who abstains follows nobody, and must still know whom to ask: the directory
+ * says which disks the others have now. */
+static void shard_hear(struct shard *s, uint64_t node_id, const uint8_t *p,
+		       size_t n)
+{
+	uint64_t term;
+
+	if (MUTANT(absent_hears_nobody) || !codec_leads(p, n, &term) ||
+	    term < s->heard_term)
+		return;
+	s->heard_term = term;
+	s->heard_leader = node_id;
+}
+
 static void shard_received(struct transport_sink *k, uint64_t node_id,
 			   uint64_t epoch, const uint8_t *p, size_t n)
 {
@@ -356,6 +379,8 @@ static void shard_received(struct transport_sink *k, uint64_t node_id,
 	enum rc rc;
 
 	CHECK_OBJ(s, SHARD_MAGIC);
+	if (!s->begun && o != NULL)
+		shard_hear(s, node_id, p, n);
 	if (!s->begun || o == NULL || s->sm.now == SHARD_CLOSING || s->dead ||
 	    step_failed(s->step) || shard_mute(s))
 		return;
@@ -375,6 +400,10 @@ static void shard_received(struct transport_sink *k, uint64_t node_id,
 		return;
 	}
 	o->heard_ms = env_now_ms(s->env);
+	if (seen.result) {
+		o->low = seen.low;
+		o->full = seen.full;
+	}
 	if (seen.forgot)
 		shard_forgotten(s, o);
 	else if (seen.level)
@@ -396,6 +425,8 @@ static void shard_ballot(struct step_sink *k, uint64_t term, uint64_t vote)
 
 	s->ballot.term = term;
 	s->ballot.vote = vote;
+	if (MUTANT(term_not_persisted) && vote == 0)
+		return;
 	shard_write_ballot(s);
 }
 
@@ -1074,6 +1105,9 @@ static bool shard_may_send(struct shard *s, struct shard_other *o)
 		o->wants = false;
 	if (o->wants)
 		return !o->abstains || (s->leading && shard_without(s, o));
+	/* It would refuse a copy, and each is a checkpoint here. */
+	if (o->full)
+		return false;
 	/* A wish may come from an answer that was under way when the last
 	 * stream ended. */
 	o->wished = o->wished && shard_beyond(s, o);
@@ -1179,17 +1213,34 @@ static bool offer_sane(struct shard *s, const struct snapshot_from *from,
 	       conf.member;
 }
 
+/* A leader of a term that we have left cannot bring back what we acknowledged
+ * since, and nobody who abstains answers what it sends: so it would lead, and
+ * we wait, for ever. */
+static void shard_tell_term(struct shard *s, uint64_t leader)
+{
+	if (MUTANT(term_untold))
+		return;
+	pack_w_reset(&s->out);
+	step_refusal(&s->out, s->ballot.term);
+	if (s->out.rc == RC_OK)
+		(void)shard_emit(s, leader, s->out.p, s->out.n);
+}
+
 static bool owner_offered(struct snapshots_owner *k,
 			  const struct snapshot_from *from,
 			  const struct snapshot *what)
 {
 	struct shard *s = shard_owner(k);
 
-	if (s->install != INSTALL_NONE || !offer_sane(s, from, what))
+	if (s->install != INSTALL_NONE || s->full || !offer_sane(s, from, what))
 		return false;
+	if (s->sm.now == SHARD_ABSENT && !s->ballot_lost &&
+	    from->term < s->ballot.term) {
+		shard_tell_term(s, from->node_id);
+		return false;
+	}
 	if (s->sm.now == SHARD_ABSENT)
-		return from->rebuilds && what->index >= s->applied &&
-		       (s->ballot_lost || from->term >= s->ballot.term);
+		return from->rebuilds && what->index >= s->applied;
 	if (s->sm.now != SHARD_RUNNING || from->term < step_term(s->step))
 		return false;
 	/* What follows must be in the log, in memory and on disk. */
@@ -1285,7 +1336,7 @@ static void shard_take_absent(struct shard *s)
 
 	if (s->ballot_lost && !shard_new_term(s, &term))
 		return;
-	if (s->from.term < term) {
+	if (s->from.term < term || s->from.term - term > TERM_JUMP_MAX) {
 		shard_refuse(s);
 		return;
 	}
@@ -1534,9 +1585,15 @@ static void shard_finish(struct shard *s)
 	void *arg = s->closed_arg;
 
 	/* `durable` posts the turn again, and that the rest. */
-	if (s->durable_ticket < s->ticket || s->turn.posted || s->rest.posted ||
-	    s->install > INSTALL_STAGED || shard_dead(s))
+	if (s->turn.posted || s->rest.posted || shard_dead(s))
 		return;
+	/* Nobody was told of what is not durable. It is waited for, but not for
+	 * room on a disk that is full. */
+	if ((s->durable_ticket < s->ticket && !log_stalled(s->log)) ||
+	    s->install > INSTALL_STAGED) {
+		env_timer_start(&s->timer, env_now_ms(s->env) + FINISH_MS);
+		return;
+	}
 	if (snapshots_posted(s->snapshots)) {
 		env_post(s->env, &s->turn);
 		return;
@@ -1945,7 +2002,8 @@ static enum rc shard_membership(struct shard *s, struct detail *why,
 /* With other voters it says nothing until one of them has sent its state. */
 static void shard_abstain(struct shard *s)
 {
-	s->health = SHARD_LOG_BAD;
+	if (!MUTANT(damage_forgotten))
+		s->health = SHARD_LOG_BAD;
 	s->state_index = s->applied;
 	s->unsure = false;
 	entries_release(&s->tail);
@@ -2192,7 +2250,7 @@ uint64_t shard_term(const struct shard *s)
 uint64_t shard_leader(const struct shard *s)
 {
 	CHECK_OBJ(s, SHARD_MAGIC);
-	return s->begun ? step_leader(s->step) : 0;
+	return s->begun ? step_leader(s->step) : s->heard_leader;
 }
 
 uint64_t shard_commit_index(const struct shard *s)
@@ -2274,6 +2332,13 @@ enum rc shard_transfer(struct shard *s, uint64_t to)
 	return RC_OK;
 }
 
+void shard_room(struct shard *s, bool low, bool full)
+{
+	CHECK_OBJ(s, SHARD_MAGIC);
+	s->full = full;
+	step_room(s->step, low, full);
+}
+
 void shard_view(const struct shard *s, struct shard_view *out)
 {
 	const struct shard_other *o;
@@ -2294,6 +2359,7 @@ void shard_view(const struct shard *s, struct shard_view *out)
 		p->heard_ms = o->heard_ms;
 		p->streaming = snapshots_sending(s->snapshots) == o->id;
 		p->refused = o->refused;
+		p->low = o->low;
 	}
 }
 

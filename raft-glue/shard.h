@@ -120,6 +120,15 @@ bool shard_voter(const struct shard *s, uint64_t node_id);
  * RC_CONFLICT: one is under way; RC_NO_QUORUM: that voter does not answer. */
 enum rc shard_transfer(struct shard *s, uint64_t to);
 
+/*
+ * How much room the disk has. `low`: the leaders that this node answers learn
+ * it, so that none hands over to it. `full`: it is down to what was
+ * acknowledged already and must still reach the states: nothing new is
+ * acknowledged and no snapshot is taken in, while a majority goes on. It votes
+ * and confirms as ever.
+ */
+void shard_room(struct shard *s, bool low, bool full);
+
 enum shard_health {
 	SHARD_WHOLE,
 	SHARD_STATE_BAD, /* Votes and acknowledges; does not lead. */
@@ -133,6 +142,7 @@ struct shard_peer {
 	uint64_t heard_ms; /* env_now_ms of its last message; 0: never. */
 	bool streaming;    /* A snapshot is on its way to it. */
 	bool refused;      /* Its log ends below what it acknowledged. */
+	bool low;          /* Its disk is, see shard_room. */
 };
 struct shard_view {
 	enum shard_health health;
@@ -187,8 +197,9 @@ void shard_stats(const struct shard *s, struct shard_stats *out);
 
 /*
  * Asynchronous end: nothing more is collected; what was appended becomes
- * durable, is committed and applied; then `closed` is called, never from inside
- * this call, and the shard is gone. app->lost is not called.
+ * durable (unless the log has no room for it), is committed and applied; then
+ * `closed` is called, never from inside this call, and the shard is gone.
+ * app->lost is not called.
  */
 void shard_close(struct shard *s, void (*closed)(void *arg), void *arg);
 /* The simulator's kill: frees memory only. */

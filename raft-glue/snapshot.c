@@ -4,7 +4,8 @@
  *	offset
  *	0  1  kind        WANT (1), TELL (2), BEGIN (3), PIECE (4), ACK (5),
  *	                  END (6)
-XX (its log or ballot is lost).
+ *	1  1  WANT: 1 when the sender abstains (its log or ballot is lost).
+ *	      TELL: 1 when it has lost its term.
  *	      BEGIN: 1 when the leader has committed what it knows of without
  *	      the receiver. END: 1 the snapshot is the state now, 0 it is not
  *	      and will not be. Else 0.
@@ -49,7 +50,10 @@ XX (its log or ballot is lost).
 #define HEAD_BYTES  16u
 #define PIECE_HEAD  24u
 #define BEGIN_BYTES 72u
-#define CONF_MAX    (64u << 10)
+#define NUMBER_MAX                                                \
+	(UINT64_MAX >> 1) /* Of terms and indexes, as in codec.c. \
+			   */
+#define CONF_MAX (64u << 10)
 
 #define WINDOW_BYTES ((uint64_t)SNAPSHOT_PIECES_MAX * SNAPSHOT_PIECE_BYTES)
 
@@ -568,6 +572,7 @@ static void in_begin(struct snapshots *n, uint64_t node_id, const uint8_t *p,
 		.conf = p + BEGIN_BYTES,
 		.conf_bytes = bytes - BEGIN_BYTES,
 		.bytes = le_get64(p + 48),
+		.from = node_id,
 	};
 	uint64_t id = le_get64(p + 8);
 
@@ -719,8 +724,9 @@ static bool record_sane(const uint8_t *p, size_t n)
 	    (le_get32(p + 4) != 0 && p[0] != KIND_BEGIN))
 		return false;
 	switch (p[0]) {
-	case KIND_WANT:
 	case KIND_TELL:
+		return n == HEAD_BYTES && le_get64(p + 8) <= NUMBER_MAX;
+	case KIND_WANT:
 	case KIND_END:
 		return n == HEAD_BYTES;
 	case KIND_ACK:
@@ -730,6 +736,8 @@ static bool record_sane(const uint8_t *p, size_t n)
 	case KIND_BEGIN:
 		return n > BEGIN_BYTES && n - BEGIN_BYTES <= CONF_MAX &&
 		       le_get32(p + 4) == n - BEGIN_BYTES &&
+		       le_get64(p + 16) <= NUMBER_MAX &&
+		       le_get64(p + 24) <= NUMBER_MAX &&
 		       le_get64(p + 24) != 0 && le_get64(p + 32) != 0 &&
 		       le_get64(p + 32) <= le_get64(p + 16) &&
 		       le_get64(p + 40) <= le_get64(p + 24) &&

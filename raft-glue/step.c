@@ -39,6 +39,7 @@ _Static_assert((int)STEP_CHANGE == (int)RAFT_CHANGE, "entry types");
 struct step_peer {
 	uint64_t id;
 	uint64_t epoch;
+	bool full; /* It takes no entries, it said last. */
 };
 
 struct step {
@@ -47,6 +48,7 @@ struct step {
 	bool failed;     /* Fail-stop: every event is a no-op. */
 	bool installing; /* Between sink->install and step_installed. */
 	bool unsure;     /* The term of the state at start is a guess. */
+	uint16_t room;   /* Of the disk: the capacity that is told. */
 	uint32_t heartbeat_ms;
 	struct raft raft;
 	struct env *env;
@@ -157,12 +159,36 @@ static void step_fill(struct step *st, struct raft_append_entries *ae)
 	ae->entries = st->scratch;
 }
 
+static struct step_peer *peer_of(struct step *st, uint64_t id)
+{
+	unsigned i;
+
+	for (i = 0; i < PEERS_MAX; i++) {
+		if (st->peers[i].id == 0)
+			st->peers[i].id = id;
+		if (st->peers[i].id == id)
+			return &st->peers[i];
+	}
+	return NULL;
+}
+
+/* Whoever is full drops them; with each heartbeat the core would send as many
+ * as may be in flight. Without them the message is what it makes of it. */
+static bool starved(struct step *st, uint64_t id)
+{
+	const struct step_peer *p = peer_of(st, id);
+
+	return p != NULL && p->full && !MUTANT(full_disk_fed);
+}
+
 static void step_send(struct step *st, const struct raft_message *from_core)
 {
 	struct raft_message m = *from_core;
 
 	m.server_address = NULL; /* It may point into a received message. */
 	if (m.type == RAFT_APPEND_ENTRIES) {
+		if (starved(st, m.server_id))
+			m.append_entries.n_entries = 0;
 		step_fill(st, &m.append_entries);
 	} else if (m.type == RAFT_INSTALL_SNAPSHOT) {
 		memset(&m.install_snapshot.conf, 0,
@@ -245,6 +271,9 @@ static enum guard_b20 step_event(struct step *st, struct raft_event *ev,
 		return GUARD_STOP;
 	st->stepping = true;
 	ev->time = step_now(st);
+	/* The core hands it on; it looks at it only above a threshold, of which
+	 * it has none. */
+	ev->capacity = st->room;
 	memset(&up, 0, sizeof(up));
 	rv = raft_step(&st->raft, ev, &up);
 	verdict = guard_b20((int)ev->type, rv);
@@ -548,6 +577,8 @@ void step_timeout(struct step *st)
 	st->fired_ms = step_now(st);
 	if (MUTANT(quorum_unwatched) && step_leads(st))
 		st->raft.election_timer_start = st->fired_ms;
+	if (MUTANT(silence_obeyed) && !step_leads(st) && step_leader(st) != 0)
+		st->raft.election_timer_start = st->fired_ms;
 	/*
 	 * A leader's timeout finds every follower silent that has not answered
 	 * since the one before, and sends it no entries until its next
@@ -575,17 +606,9 @@ static void message_release(struct raft_message *m)
 
 static bool message_fresh(struct step *st, uint64_t id, uint64_t epoch)
 {
-	struct step_peer *p;
-	unsigned i;
+	struct step_peer *p = peer_of(st, id);
 
-	for (i = 0; i < PEERS_MAX; i++) {
-		p = &st->peers[i];
-		if (p->id == 0)
-			p->id = id;
-		if (p->id == id)
-			return guard_b19(&p->epoch, epoch);
-	}
-	return false;
+	return p != NULL && guard_b19(&p->epoch, epoch);
 }
 
 /* What the core takes on trust. */
@@ -778,6 +801,9 @@ static void look_at_result(const struct raft *r, const struct raft_message *m,
 	    res->term != r->current_term ||
 	    raft_match_index(r, m->server_id, &match) != 0)
 		return;
+	seen->result = true;
+	seen->low = res->capacity != 0;
+	seen->full = res->capacity == CODEC_CAPACITY_FULL;
 	if (res->rejected != 0)
 		seen->forgot =
 			res->rejected <= match && res->last_log_index < match;
@@ -809,12 +835,28 @@ enum rc step_deliver(struct step *st, uint64_t node_id, uint64_t epoch,
 		return RC_OK;
 	}
 	look_at_result(&st->raft, &m, seen);
+	if (seen->result && peer_of(st, node_id) != NULL)
+		peer_of(st, node_id)->full = seen->full;
 	if (full && m.type == RAFT_APPEND_ENTRIES &&
 	    m.append_entries.n_entries > 0)
 		drop_entries(&m.append_entries);
 	step_receive(st, &m, epoch);
 	codec_release(&m);
 	return RC_OK;
+}
+
+void step_refusal(struct pack_w *w, uint64_t term)
+{
+	/* The first entry stands for any: who reads it is of a lower term. */
+	const struct raft_message m = {
+		.type = RAFT_APPEND_ENTRIES_RESULT,
+		.append_entries_result = {
+			.version = 2, .term = term, .rejected = 1,
+		},
+	};
+	unsigned from = 0;
+
+	codec_write(w, &m, &from);
 }
 
 enum rc step_staged(struct step *st, const struct step_staged *s)
@@ -876,6 +918,14 @@ void step_inflight(struct step *st, uint32_t entries)
 	PRE(entries >= 1);
 	PRE(entries <= STEP_INFLIGHT_MAX);
 	raft_set_max_inflight_entries(&st->raft, entries);
+}
+
+void step_room(struct step *st, bool low, bool full)
+{
+	CHECK_OBJ(st, STEP_MAGIC);
+	st->room = low ? CODEC_CAPACITY_LOW : 0;
+	if (full)
+		st->room = CODEC_CAPACITY_FULL;
 }
 
 uint64_t step_receiver(const struct raft_message *m)

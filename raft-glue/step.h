@@ -19,6 +19,7 @@
 #include "client/proto/rc.h"
 #include "node/base/env.h"
 
+struct pack_w;
 struct step;
 struct step_sink;
 struct raft_message;
@@ -138,6 +139,9 @@ struct step_seen {
 	bool jumped; /* Its term is more than TERM_JUMP_MAX ahead: refused. */
 	bool forgot; /* The sender's log ends below what it acknowledged. */
 	bool level;  /* It acknowledges all that it ever did. */
+	bool result; /* It answers us who lead, */
+	bool low;    /* and its disk is low, */
+	bool full;   /* or full (step_room). */
 };
 /*
  * The bytes of one message of codec.h. `full`: there is no room for entries,
@@ -147,6 +151,10 @@ struct step_seen {
 enum rc step_deliver(struct step *st, uint64_t node_id, uint64_t epoch,
 		     const uint8_t *p, size_t n, bool full,
 		     struct step_seen *seen);
+
+/* Append to `w` what a member of that term answers to a leader of a lower one:
+ * its term, and that it took nothing. Needs no core. */
+void step_refusal(struct pack_w *w, uint64_t term);
 
 /*
  * A snapshot that the leader `node_id` of `term` has sent is staged. RC_OK:
@@ -171,6 +179,8 @@ enum rc step_staged(struct step *st, const struct step_staged *s);
 enum rc step_transfer(struct step *st, uint64_t node_id);
 /* Entries on their way to one follower, 1..STEP_INFLIGHT_MAX. */
 void step_inflight(struct step *st, uint32_t entries);
+/* From now on every answer to a leader says so; `full` is `low` as well. */
+void step_room(struct step *st, bool low, bool full);
 
 /* ---- reading ---- */
 

@@ -123,8 +123,7 @@ struct transport {
 
 static enum link_kind link_of(enum transport_channel ch)
 {
-	return ch == CHANNEL_SNAPSHOT || ch == CHANNEL_CALL ? LINK_BULK
-							    : LINK_RAFT;
+	return ch >= CHANNEL_SNAPSHOT ? LINK_BULK : LINK_RAFT;
 }
 
 static struct peer *peer_find(const struct transport *t, uint64_t node_id)

@@ -29,6 +29,7 @@ enum transport_channel {
 	CHANNEL_STAMP,    /* node/core: the owner's now. */
 	CHANNEL_SNAPSHOT, /* snapshot.c; bulk from here on. */
 	CHANNEL_CALL,     /* node/core/forward.c */
+	CHANNEL_COMPARE,  /* compare.c */
 	CHANNELS,
 };
 

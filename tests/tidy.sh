@@ -389,7 +389,8 @@ check_tables()
 	done < <(rows client/proto/rc.tbl RC 2 | cut -d' ' -f2 | sort | uniq -d)
 }
 
-# A rule without its mutant in the code has no test that it matters.
+# A rule without its mutant in the code has no test that it matters, and one
+# without a row in the simulator's list is shown by nobody.
 check_mutants()
 {
 	local name
@@ -397,6 +398,8 @@ check_mutants()
 	while read -r name; do
 		grep -rqE "MUTANT\($name\)" client node raft-glue objects ||
 			breach "node/base/mutant.tbl: $name has no MUTANT($name)"
+		grep -qE "^	[A-Z]+\($name(,|$)" tests/sim/mutants.c ||
+			breach "tests/sim/mutants.c: no row for $name"
 	done < <(rows node/base/mutant.tbl M)
 }
 

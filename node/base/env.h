@@ -51,6 +51,7 @@ struct env_job {
  * batch, answers of a connection share a write.
  */
 enum env_phase {
+	ENV_PHASE_CALLS,   /* What clients ask for begins. */
 	ENV_PHASE_PROPOSE, /* Shards turn the turn's units into entries. */
 	ENV_PHASE_LOG,     /* The log hands a batch to its writer. */
 	ENV_PHASE_ROUND,   /* Leadership rounds begin. */

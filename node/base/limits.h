@@ -24,7 +24,7 @@
 
 /* Connections. */
 #define CONNECTIONS_MAX 4096u          /* Open client connections of a node. */
-#define CONNECTION_CALLS_MAX 8192u     /* Calls in flight on a connection. */
+#define CONNECTION_CALLS_MAX 1024u     /* Calls in flight on a connection. */
 #define CONNECTION_IN_BYTES (64u << 10) /* A connection's first read buffer. */
 #define CONNECTION_OUT_BYTES_MAX (64u << 20) /* Unsent answers of a connection. */
 #define CONNECTION_OUT_PAUSE_BYTES (1u << 20) /* Above it nothing new is begun. */
@@ -42,14 +42,17 @@
 #define PEER_OUT_BYTES_MAX (32u << 20) /* Unsent, of one connection to a peer. */
 #define PEER_HANDSHAKES_MAX 64u        /* Accepted from who is not known yet. */
 #define PEER_HANDSHAKE_MS 5000u        /* A handshake ends within. */
-#define FORWARDS_MAX 32768u            /* Calls on their way to one owner. */
+#define FORWARDS_MAX 16384u            /* Calls on their way to one owner. */
 #define SNAPSHOT_PIECE_BYTES (256u << 10) /* One piece of a snapshot stream. */
 #define SNAPSHOT_PIECES_MAX 4u         /* Sent and not yet acknowledged. */
 #define ROUNDS_MAX 64u                 /* Rounds without an answer. */
 #define TERM_JUMP_MAX (1u << 20)       /* A peer's term further ahead is refused. */
 
 /* Calls and events. */
-#define CALLS_MAX 65536u               /* Calls in flight on a node. */
+#define CALLS_MAX 32768u               /* Calls in flight on a node. */
+#define ADMISSION_CALLS 1024u          /* Of clients: so many always may be. */
+#define ADMISSION_CALLS_MIN 32u        /* In a flood, when calls are slow. */
+#define ADMISSION_OWN_MS 2u            /* What a call may take beside disks. */
 #define CALL_DEPTH_MAX 8u              /* Nested calls below a client's call. */
 #define CALL_DEPTH_SHARE 16u           /* A depth reserves 1/16 of CALLS_MAX. */
 #define MAILBOX_MAX 16384u             /* Events waiting at one object. */
@@ -59,6 +62,9 @@
 #define RESULT_BYTES_MAX (2u << 20)    /* An answer's value. */
 #define RESULTS_BYTES_MAX (256u << 20) /* Answers that may not leave yet, all. */
 #define CALLS_BYTES_MAX (512u << 20)   /* Memory of all calls in flight. */
+#define OWNER_WAIT_MS 1000u            /* A call waits so long for an owner, */
+#define OWNER_WAIT_TOLD_MS 200u        /* or, when it is to be told, so long. */
+#define OWNER_WAITS_MAX 1024u          /* Calls of a node that wait for one. */
 #define RETRY_AFTER_MS 50u             /* Advice with OVERLOADED. */
 
 /* Idempotency. */
@@ -100,9 +106,10 @@
 #define SEGMENT_BYTES_MIN (1u << 20)   /* Batches and entries are cut to fit. */
 #define LOG_BYTES_DEFAULT (1024u << 20) /* All segments of a node. */
 #define RESERVE_BYTES_DEFAULT (16u << 20) /* The disk reserve. */
-#define WINDOW_MS 200u                 /* Applied effects reach SQLite within. */
-#define WINDOW_BYTES_MAX (32u << 20)   /* or when they are this much. */
-#define WINDOW_BEHIND_MAX 4u           /* Windows that may wait for SQLite. */
+#define WINDOW_MS 5000u                /* Applied effects reach SQLite within. */
+#define WINDOW_FIRST_MS 200u           /* The same, while no stamp is stored. */
+#define WINDOW_BYTES_MAX (4u << 20)    /* or when they are this much. */
+#define WINDOW_BEHIND_MAX 16u          /* Windows that may wait for SQLite. */
 #define STATE_PAGE_BYTES 4096u         /* SQLite page size. */
 #define STATE_RESERVE_BYTES 32u        /* Reserved at the end of each page. */
 #define STATE_RANGES 16u               /* Key ranges with a set hash each. */
@@ -112,6 +119,8 @@
 #define STATE_VERIFY_PAGES 1024u       /* Pages verified before loads go on. */
 #define LOAD_PAGE_BYTES_MAX (4u << 20) /* Rows of one page of a load. */
 #define LAG_MS_DEFAULT 100u            /* What `lagged` may lose. */
+#define LAG_GATHER_MS 10u              /* Lagged effects wait for others so long. */
+#define LAG_GATHER_BYTES (64u << 10)   /* or until they are this much, of a shard. */
 
 /* Class bounds. */
 #define KV_KEY_BYTES_MAX 1024u         /* A key of kv. */
@@ -123,7 +132,7 @@
 #define LIMITER_KEYS_MAX 1000000u      /* Active keys of one limiter. */
 #define LIMITER_POLICIES_MAX 64u       /* Named policies of one limiter. */
 #define LIMITER_LEASE_MAX 1000u        /* Permits that one entry lends. */
-#define LIMITER_LEASE_MS 1000u         /* They may be spent at least so long. */
+#define LIMITER_LEASE_MS 10000u        /* They may be spent at least so long. */
 
 /* Configuration. */
 #define GRANTS_MAX 1024u               /* Rows of `grants:`. */
@@ -149,6 +158,10 @@ _Static_assert(ENTRY_BYTES_MAX <= AHEAD_BYTES_MAX &&
 	       "an entry may always be on its way");
 _Static_assert(LINK_MESSAGE_BYTES_MAX < PEER_OUT_BYTES_MAX,
 	       "a message fits a peer's queue");
+_Static_assert(CONNECTION_CALLS_MAX <= ADMISSION_CALLS,
+	       "one connection alone fills no node");
+_Static_assert(4u * LAG_GATHER_MS <= LAG_MS_DEFAULT,
+	       "what is gathered has the time to be committed");
 _Static_assert(CALL_DEPTH_MAX + 1u < CALL_DEPTH_SHARE,
 	       "client calls keep a share of the pool");
 _Static_assert(SHARDS_DEFAULT <= SHARDS_MAX, "the default is allowed");

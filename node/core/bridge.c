@@ -19,6 +19,10 @@
 #define HAND_OVER_SETTLE_MS 50u
 #define HAND_OVER_LOOK_MS   2u
 
+/* A copy is made at the index of a scrub, so that other voters have a hash of
+ * it. Where none can be committed, that is how long it is waited for. */
+#define EXPORT_WAIT_MS 500u
+
 /* Alone a proof is over in its turn. */
 #define PROOFS_AT_FIRST 4u
 
@@ -32,6 +36,7 @@ struct chunk {
 	uint32_t units_n;
 	uint64_t last_mark;
 	uint64_t stamp_ns; /* Of its entry, once collected. */
+	bool scrub;        /* No units: a scrub entry. */
 };
 TAILQ_HEAD(chunks, chunk);
 
@@ -84,6 +89,9 @@ struct bridge {
 	struct chunks chunks; /* Collected by the shard from the front. */
 	struct chunks sent;   /* Collected, waiting for submitted/refused. */
 	struct chunks spare;  /* Empty ones, kept for their memory. */
+	/* Gathers what may wait for others: all shards of a node let go in the
+	 * same turn. */
+	struct env_timer gather_timer;
 	uint64_t next_mark;
 	struct passages passages;
 
@@ -107,6 +115,21 @@ struct bridge {
 
 	struct storage_scrub scrub;
 	bool scrubbing;
+
+	/* Replicas are compared; NULL: there are no others. */
+	struct compare *compare;
+	struct compare_owner compares;
+	struct storage_hash hash;
+	bool hashing;
+	bool asked;           /* A scrub entry is on its way. */
+	uint64_t asked_index; /* Of the last one that was. */
+
+	/* A copy to another: first the scrub that it is made at. */
+	struct env_timer export_timer;
+	bool export_waits;
+	bool exporting;
+	bool staging;
+	uint64_t staged; /* The generation that waits for the others' word. */
 
 	struct storage_export export;
 	struct storage_stage stage;
@@ -190,6 +213,7 @@ static void chunk_put(struct bridge *b, struct chunk *c)
 	}
 	pack_w_reset(&c->units);
 	c->units_n = 0;
+	c->scrub = false;
 	TAILQ_INSERT_HEAD(&b->spare, c, link);
 }
 
@@ -219,7 +243,7 @@ static struct chunk *chunk_for(struct bridge *b, size_t bytes)
 {
 	struct chunk *c = TAILQ_LAST(&b->chunks, chunks);
 
-	if (c != NULL && c->units_n < ENTRY_UNITS_MAX &&
+	if (c != NULL && !c->scrub && c->units_n < ENTRY_UNITS_MAX &&
 	    c->units.n + bytes + ENTRY_HEAD_BYTES <=
 		    shard_entry_bytes_max(b->shard))
 		return c;
@@ -227,6 +251,49 @@ static struct chunk *chunk_for(struct bridge *b, size_t bytes)
 	if (c != NULL)
 		TAILQ_INSERT_TAIL(&b->chunks, c, link);
 	return c;
+}
+
+/* Gathering. */
+
+/* For a mutant: before what is gathered. */
+static struct chunk *chunk_ahead(struct bridge *b)
+{
+	struct chunk *c = chunk_take(b);
+
+	if (c != NULL)
+		TAILQ_INSERT_HEAD(&b->chunks, c, link);
+	return c;
+}
+
+static void gathered_go(struct bridge *b)
+{
+	if (!TAILQ_EMPTY(&b->chunks))
+		shard_want(b->shard);
+}
+
+static void gather_due(struct env_timer *t)
+{
+	struct bridge *b = CONTAINER_OF(t, struct bridge, gather_timer);
+
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	gathered_go(b);
+}
+
+/* A unit is in `c`, the last chunk: it goes in this turn, and with it all that
+ * came before, or waits for others. */
+static void gather(struct bridge *b, const struct chunk *c, bool may_wait)
+{
+	uint64_t now_ms;
+
+	if (!may_wait || TAILQ_FIRST(&b->chunks) != c ||
+	    c->units.n >= LAG_GATHER_BYTES) {
+		shard_want(b->shard);
+	} else if (!b->gather_timer.running) {
+		now_ms = env_now_ms(b->env);
+		env_timer_start(&b->gather_timer,
+				now_ms - now_ms % LAG_GATHER_MS +
+					LAG_GATHER_MS);
+	}
 }
 
 /* The host of our objects. */
@@ -244,7 +311,8 @@ static uint64_t host_committed_stamp(struct host *h)
 }
 
 static uint64_t host_propose(struct host *h, uint64_t epoch,
-			     const struct pack_w *unit, enum rc *why)
+			     const struct pack_w *unit, bool may_wait,
+			     enum rc *why)
 {
 	struct bridge *b = from_host(h);
 	struct chunk *c;
@@ -275,7 +343,10 @@ static uint64_t host_propose(struct host *h, uint64_t epoch,
 		*why = RC_OVERLOADED;
 		return 0;
 	}
-	c = chunk_for(b, unit->n);
+	if (MUTANT(gather_overtaken) && !may_wait)
+		c = chunk_ahead(b);
+	else
+		c = chunk_for(b, unit->n);
 	if (c != NULL)
 		pack_raw(&c->units, unit->p, unit->n);
 	if (c == NULL || c->units.rc != RC_OK) {
@@ -285,8 +356,16 @@ static uint64_t host_propose(struct host *h, uint64_t epoch,
 	}
 	c->units_n++;
 	c->last_mark = b->next_mark++;
-	shard_want(b->shard);
+	gather(b, c, may_wait);
 	return c->last_mark;
+}
+
+static void host_hurry(struct host *h, uint64_t epoch)
+{
+	struct bridge *b = from_host(h);
+
+	if (epoch == b->epoch)
+		gathered_go(b);
 }
 
 static uint64_t host_tick(struct host *h, uint64_t epoch)
@@ -409,6 +488,7 @@ static const struct host_ops bridge_host_ops = {
 	.now = host_now,
 	.committed_stamp = host_committed_stamp,
 	.propose = host_propose,
+	.hurry = host_hurry,
 	.tick = host_tick,
 	.prove = host_prove,
 	.admit = host_admit,
@@ -502,19 +582,25 @@ static bool stamped(const struct bridge *b)
 			    &base_ns);
 }
 
+static void scrub_propose(struct bridge *b);
+
 /* From here on calls are executed. */
 static void own(struct bridge *b)
 {
 	PRE(b->epoch == 0);
 	stamp_begin(b);
 	b->epoch = b->led;
-	b->next_mark = 1;
+	if (!MUTANT(unit_in_later_term))
+		b->next_mark = 1;
 	b->next_ticket = 1;
 	passages_clear(&b->passages);
 	core_unbook(b->core, b->cfg.shard.shard);
 	heads_begin(b);
 	space_lead(b->space, b->epoch, b->lead_stamp);
 	core_leads(b->core, b->cfg.shard.shard);
+	/* It led before it could propose anything. */
+	if (b->export_waits)
+		scrub_propose(b);
 }
 
 static void app_elected(struct app *a, uint64_t term)
@@ -556,13 +642,15 @@ static void app_lost(struct app *a, uint64_t term)
 	bool owned = b->epoch != 0;
 
 	hand_end(b);
-
+	env_timer_stop(&b->gather_timer);
 	if (core_stamps(b->core) != NULL)
 		stamps_lost(core_stamps(b->core), b->cfg.shard.shard);
 	b->led = 0;
 	b->epoch = 0;
+	b->asked = false;
 	b->open = NULL;
-	chunks_drop(b, &b->chunks);
+	if (!MUTANT(unit_in_later_term))
+		chunks_drop(b, &b->chunks);
 	passages_clear(&b->passages);
 	rounds_lost(b->rounds, b->shard);
 	if (owned)
@@ -583,7 +671,9 @@ static bool app_collect(struct app *a, uint64_t term, void **data,
 		return false;
 	stamp_ns = stamp_now(&b->stamp, env_now_ns(b->env));
 	pack_w_init(&w, ENTRY_BYTES_MAX);
-	if (pack_w_reserve(&w, c->units.n + ENTRY_HEAD_BYTES)) {
+	if (c->scrub) {
+		entry_scrub(&w, stamp_ns, env_wall_ms(b->env), term);
+	} else if (pack_w_reserve(&w, c->units.n + ENTRY_HEAD_BYTES)) {
 		entry_begin(&w, stamp_ns, env_wall_ms(b->env), term,
 			    c->units_n);
 		pack_raw(&w, c->units.p, c->units.n);
@@ -617,6 +707,8 @@ static void app_submitted(struct app *a, uint64_t term, uint64_t index)
 	struct chunk *c = sent_pop(b);
 	struct passage p = { index, c->last_mark, c->stamp_ns };
 
+	if (c->scrub)
+		b->asked_index = index;
 	if (term == b->epoch && !passages_push(&b->passages, &p))
 		env_fail_stop(b->env, "no memory for a mark");
 	chunk_put(b, c);
@@ -655,6 +747,69 @@ static void app_committed(struct app *a, uint64_t index)
 		space_committed(b->space, mark, at);
 }
 
+/* Scrubs: every replica hashes its state exactly at the entry, and a copy that
+ * waits is made there. */
+
+static void scrub_propose(struct bridge *b)
+{
+	struct chunk *c;
+
+	if (b->asked)
+		return;
+	c = chunk_take(b);
+	if (c == NULL)
+		return; /* Another time. */
+	c->scrub = true;
+	c->last_mark = b->next_mark++;
+	TAILQ_INSERT_TAIL(&b->chunks, c, link);
+	b->asked = true;
+	shard_want(b->shard);
+}
+
+static void hashed(struct storage_hash *h, enum rc rc)
+{
+	struct bridge *b = h->arg;
+	struct compare_hash is = { .index = h->index };
+
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	b->hashing = false;
+	if (rc != RC_OK)
+		return;
+	memcpy(is.state, h->hash, sizeof(is.state));
+	memcpy(is.ranges, h->ranges, sizeof(is.ranges));
+	compare_is(b->compare, &is);
+}
+
+static void export_go(struct bridge *b)
+{
+	env_timer_stop(&b->export_timer);
+	b->export_waits = false;
+	storage_export_begin(b->storage, &b->export);
+}
+
+static void export_due(struct env_timer *t)
+{
+	struct bridge *b = CONTAINER_OF(t, struct bridge, export_timer);
+
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	export_go(b);
+}
+
+static void scrub_applied(struct bridge *b)
+{
+	b->asked = false;
+	if (b->compare == NULL)
+		return;
+	/* One that is slow leaves some out. */
+	if (!b->hashing) {
+		b->hashing = true;
+		b->hash = (struct storage_hash){ .done = hashed, .arg = b };
+		storage_hash_at(b->storage, &b->hash);
+	}
+	if (b->export_waits)
+		export_go(b);
+}
+
 static void maybe_checkpoint(struct bridge *b, size_t bytes)
 {
 	b->applied_bytes += bytes;
@@ -670,6 +825,9 @@ static enum rc app_apply(struct app *a, uint64_t index, uint64_t term,
 	struct bridge *b = from_app(a);
 	enum rc rc = storage_apply(b->storage, index, term, data, bytes);
 
+	if (rc == RC_OK && bytes <= ENTRY_HEAD_BYTES &&
+	    entry_scrubs(data, bytes))
+		scrub_applied(b);
 	if (rc == RC_OK)
 		maybe_checkpoint(b, bytes);
 	else
@@ -726,7 +884,16 @@ static void app_export_begin(struct app *a)
 	b->export = (struct storage_export){ .ready = export_ready,
 					     .data = export_data,
 					     .arg = b };
-	storage_export_begin(b->storage, &b->export);
+	b->exporting = true;
+	if (b->compare == NULL || shard_full(b->shard) ||
+	    MUTANT(copy_at_any_index)) {
+		export_go(b);
+		return;
+	}
+	b->export_waits = true;
+	env_timer_start(&b->export_timer, env_now_ms(b->env) + EXPORT_WAIT_MS);
+	if (b->epoch != 0)
+		scrub_propose(b);
 }
 
 static void app_export_read(struct app *a, uint64_t offset, uint32_t bytes)
@@ -740,7 +907,18 @@ static void app_export_end(struct app *a)
 {
 	struct bridge *b = from_app(a);
 
-	storage_export_end(b->storage, &b->export);
+	b->exporting = false;
+	if (!b->export_waits)
+		storage_export_end(b->storage, &b->export);
+	b->export_waits = false;
+	env_timer_stop(&b->export_timer);
+}
+
+static void stage_over(struct bridge *b)
+{
+	b->staging = false;
+	if (b->compare != NULL)
+		compare_forget(b->compare);
 }
 
 static void stage_written(struct storage_stage *g, enum rc rc)
@@ -748,6 +926,8 @@ static void stage_written(struct storage_stage *g, enum rc rc)
 	struct bridge *b = g->arg;
 
 	CHECK_OBJ(b, BRIDGE_MAGIC);
+	if (rc != RC_OK)
+		stage_over(b);
 	shard_staged(b->shard, rc);
 }
 
@@ -756,7 +936,25 @@ static void stage_done(struct storage_stage *g, enum rc rc, uint64_t generation)
 	struct bridge *b = g->arg;
 
 	CHECK_OBJ(b, BRIDGE_MAGIC);
+	if (rc == RC_OK && b->compare != NULL) {
+		b->staged = generation;
+		compare_copy(b->compare, g->hash);
+		return;
+	}
+	stage_over(b);
 	shard_stage_done(b->shard, rc, generation, g->hash);
+}
+
+/* It is what was sent: is it what the others have? */
+static void stage_compared(struct compare_owner *o, enum rc rc)
+{
+	struct bridge *b = CONTAINER_OF(o, struct bridge, compares);
+
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	stage_over(b);
+	if (rc != RC_OK)
+		storage_stage_drop(b->storage, &b->stage);
+	shard_stage_done(b->shard, rc, b->staged, b->stage.hash);
 }
 
 static void app_stage_begin(struct app *a, const struct snapshot *what)
@@ -773,6 +971,9 @@ static void app_stage_begin(struct app *a, const struct snapshot *what)
 					   .done = stage_done,
 					   .arg = b };
 	memcpy(b->stage.hash, what->hash, sizeof(b->stage.hash));
+	b->staging = true;
+	if (b->compare != NULL)
+		compare_expect(b->compare, what->from, what->index);
 	storage_stage_begin(b->storage, &b->stage);
 }
 
@@ -795,6 +996,7 @@ static void app_stage_drop(struct app *a)
 {
 	struct bridge *b = from_app(a);
 
+	stage_over(b);
 	storage_stage_drop(b->storage, &b->stage);
 }
 
@@ -818,6 +1020,9 @@ static void state_switched(struct storage_switch *w, enum rc rc,
 	if (rc == RC_OK) {
 		state = shard_state_of(from);
 		b->applied_bytes = 0;
+		/* What was told of the old one says nothing of it. */
+		if (b->compare != NULL)
+			compare_void(b->compare);
 	}
 	shard_switched(b->shard, rc, &state);
 }
@@ -912,6 +1117,7 @@ static enum rc hand_move(struct bridge *b)
  * unknown outcome to whoever asked. Nothing new comes, see bridge_owns. */
 static bool hand_quiet(struct bridge *b)
 {
+	gathered_go(b);
 	return space_settle(b->space) && TAILQ_EMPTY(&b->chunks) &&
 	       TAILQ_EMPTY(&b->sent) && b->passages.mid == b->passages.tail;
 }
@@ -968,6 +1174,32 @@ enum rc bridge_transfer(struct bridge *b, uint64_t to)
 
 /* The scrub. What it finds the storage tells its listener. */
 
+/* Whole, and not what a majority has. */
+static void state_differs(struct compare_owner *o, const struct detail *why)
+{
+	struct bridge *b = CONTAINER_OF(o, struct bridge, compares);
+
+	CHECK_OBJ(b, BRIDGE_MAGIC);
+	if (!b->closing)
+		storage_spoil(b->storage, why);
+}
+
+/* Nothing has happened since all were found equal. */
+static bool scrub_idle(const struct bridge *b)
+{
+	return b->asked_index != 0 &&
+	       shard_last_index(b->shard) == b->asked_index &&
+	       compare_equal(b->compare, b->asked_index);
+}
+
+static bool scrub_may(const struct bridge *b)
+{
+	return b->compare != NULL && bridge_owns(b) && !shard_full(b->shard) &&
+	       !b->exporting && !b->staging &&
+	       !storage_checkpointing(b->storage) &&
+	       storage_window_bytes(b->storage) < b->cfg.storage.window_bytes;
+}
+
 static void scrub_done(struct storage_scrub *c, enum rc rc)
 {
 	struct bridge *b = c->arg;
@@ -980,7 +1212,11 @@ static void scrub_done(struct storage_scrub *c, enum rc rc)
 
 void bridge_scrub(struct bridge *b)
 {
-	if (b->scrubbing || b->closing)
+	if (b->closing)
+		return;
+	if (scrub_may(b) && !scrub_idle(b))
+		scrub_propose(b);
+	if (b->scrubbing)
 		return;
 	b->scrubbing = true;
 	b->scrub.done = scrub_done;
@@ -1017,7 +1253,11 @@ enum rc bridge_open(struct core *core, struct env *env, struct disk *disk,
 	b->seal_proof.phase = ENV_PHASE_LOG;
 	b->close_step.cb = close_step;
 	b->close_step.phase = ENV_PHASE_RELEASE;
+	b->compares.differs = state_differs;
+	b->compares.copied = stage_compared;
 	env_timer_init(&b->hand_timer, env, hand_due);
+	env_timer_init(&b->export_timer, env, export_due);
+	env_timer_init(&b->gather_timer, env, gather_due);
 	TAILQ_INIT(&b->chunks);
 	TAILQ_INIT(&b->sent);
 	TAILQ_INIT(&b->spare);
@@ -1056,8 +1296,14 @@ enum rc bridge_attach(struct bridge *b, struct log *log, struct transport *t,
 		      struct rounds *rounds, struct detail *why)
 {
 	struct shard_state state = shard_state_of(&b->state);
+	enum rc rc = RC_OK;
 
 	b->rounds = rounds;
+	if (b->cfg.shard.voters_n > 1)
+		rc = compare_new(b->env, t, &b->compares, b->cfg.shard.shard,
+				 &b->compare);
+	if (rc != RC_OK)
+		return rc;
 	return shard_open(b->env, log, t, &b->app, &b->cfg.shard, &state,
 			  &b->shard, why);
 }
@@ -1082,6 +1328,13 @@ struct storage *bridge_storage(struct bridge *b)
 	return b->storage;
 }
 
+void bridge_compares(const struct bridge *b, struct compare_stats *out)
+{
+	*out = (struct compare_stats){ 0 };
+	if (b->compare != NULL)
+		compare_stats(b->compare, out);
+}
+
 uint64_t bridge_node_id(const struct bridge *b)
 {
 	return b->cfg.shard.node_id;
@@ -1099,6 +1352,9 @@ uint64_t bridge_now_ns(const struct bridge *b)
 
 static void bridge_free(struct bridge *b)
 {
+	env_timer_stop(&b->export_timer);
+	if (b->compare != NULL)
+		compare_free(b->compare);
 	proofs_drop(b);
 	chunks_free(&b->chunks);
 	chunks_free(&b->sent);
@@ -1150,16 +1406,21 @@ void bridge_close(struct bridge *b, void (*closed)(void *arg), void *arg)
 	PRE(!b->closing);
 	b->closing = true;
 	hand_end(b);
+	env_timer_stop(&b->gather_timer);
 	b->closed = closed;
 	b->closed_arg = arg;
 	/* Its objects are done: only what they have left is still to go. */
 	space_lost(b->space, b->epoch);
+	if (MUTANT(gather_dropped))
+		chunks_drop(b, &b->chunks);
+	gathered_go(b);
 	env_post(b->env, &b->close_step);
 }
 
 void bridge_discard(struct bridge *b)
 {
 	env_timer_stop(&b->hand_timer);
+	env_timer_stop(&b->gather_timer);
 	if (b->shard != NULL)
 		shard_discard(b->shard);
 	space_discard(b->space);

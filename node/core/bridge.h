@@ -13,6 +13,7 @@
 #include "node/core/core.h"
 #include "node/core/stamp.h"
 #include "objects/object.h"
+#include "raft-glue/compare.h"
 #include "raft-glue/round.h"
 #include "raft-glue/shard.h"
 
@@ -39,6 +40,8 @@ void bridge_start(struct bridge *b);
 struct shard *bridge_shard(struct bridge *b);
 struct space *bridge_space(struct bridge *b);
 struct storage *bridge_storage(struct bridge *b);
+/* What comparing the replicas' states found; zeros of a lone voter. */
+void bridge_compares(const struct bridge *b, struct compare_stats *out);
 uint64_t bridge_node_id(const struct bridge *b);
 /* This node owns the shard and takes calls: it leads, everything that was in
  * its log at election is applied, a majority has said what the time is, and it
@@ -57,7 +60,9 @@ void bridge_stamped(struct bridge *b, uint64_t term);
 enum rc bridge_transfer(struct bridge *b, uint64_t to);
 
 /* Compare the next range of the state with its hash, in the background; a
- * no-op while the one before is under way. */
+ * no-op while the one before is under way. An owner also proposes a scrub
+ * entry, at which all replicas are compared, unless they were since the last
+ * change or something larger is under way. */
 void bridge_scrub(struct bridge *b);
 
 /* Flush, checkpoint, stop; `closed` at the end. */

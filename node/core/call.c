@@ -11,6 +11,7 @@
 #include "node/base/pool.h"
 #include "node/base/principal.h"
 #include "node/base/sm.h"
+#include "node/core/admission.h"
 #include "node/core/directory.h"
 #include "node/core/forward.h"
 #include "node/core/internal.h"
@@ -36,10 +37,15 @@ _Static_assert((uint64_t)WHEEL_SLOTS *WHEEL_TICK_MS > DEADLINE_MAX_MS + 1000u,
 /* How often a call is sent to an owner that turns out to be none. */
 #define FORWARD_HOPS_MAX 4u
 
-/* How long a change of the directory waits for the nodes to have it, and how
- * often it looks. */
-#define CONFIRM_MAX_MS  2000u
-#define CONFIRM_LOOK_MS 10u
+/* How long a change of the directory waits for the nodes to have it. */
+#define CONFIRM_MAX_MS 2000u
+/* How often held calls look whether what they wait for has come. */
+#define HELD_LOOK_MS 10u
+/* A node that refused as no owner, or to which there is no link, is asked again
+ * after so long when we hear of no other. */
+#define OWNER_AGAIN_MS 50u
+/* How often it is looked which shards have no owner. */
+#define OWNER_WATCH_MS 100u
 
 /*
  *   PARSED ----> EXECUTING ----> ENDED ----> (replied and freed)
@@ -49,8 +55,8 @@ _Static_assert((uint64_t)WHEEL_SLOTS *WHEEL_TICK_MS > DEADLINE_MAX_MS + 1000u,
  *     +------------------------------+  refused before it reached its object
  *
  * From EXECUTING to FORWARDED, and on from there: refused, and not done, by one
- * that was not, or is no longer, the owner. From PARSED and from EXECUTING,
- * HELD: it waits for this node's copy of the directory, and goes on from there.
+ * that was not, or is no longer, the owner. From all three, HELD: it waits for
+ * this node's copy of the directory, or for an owner, and goes on from there.
  */
 enum call_state {
 	CALL_PARSED,
@@ -71,7 +77,7 @@ static const struct sm_state call_states[] = {
 			     false },
 	[CALL_FORWARDED] = { "forwarded",
 			     1u << CALL_EXECUTING | 1u << CALL_FORWARDED |
-				     1u << CALL_ENDED,
+				     1u << CALL_HELD | 1u << CALL_ENDED,
 			     false },
 	[CALL_HELD] = { "held",
 			1u << CALL_EXECUTING | 1u << CALL_FORWARDED |
@@ -85,6 +91,7 @@ enum call_hold {
 	HOLD_DECISION, /* A newer copy may allow what ours does not. */
 	HOLD_ANSWER,   /* Decided under a version that is not the newest. */
 	HOLD_CONFIRM,  /* It changed the directory: until all nodes know. */
+	HOLD_OWNER,    /* Its shard has none, or none that can be reached. */
 };
 
 struct call {
@@ -96,6 +103,7 @@ struct call {
 	struct address addr;
 	struct bridge *bridge;
 	uint64_t request_id;
+	uint64_t began_ns;
 	struct pack_bytes trace; /* W3C traceparent, {NULL, 0}: none. */
 	call_reply reply;
 	void *arg;
@@ -108,6 +116,8 @@ struct call {
 	bool unwanted; /* Cancelled: not sent anywhere any more. */
 	bool timed;    /* In the wheel. */
 	bool node;     /* A node asks: the directory does not decide it. */
+	bool admitted; /* It counts at `door`. */
+	uint8_t door;  /* enum door */
 	uint8_t hold;  /* enum call_hold, in CALL_HELD. */
 	uint8_t hops;  /* Owners it was sent to. */
 	uint32_t shard;
@@ -125,6 +135,9 @@ struct call {
 	uint64_t version;         /* Of the directory that allowed it, */
 	uint64_t changed;         /* and that it has made. */
 	uint64_t confirm_ms;      /* Until when that is waited for. */
+	uint64_t owner_ms;        /* Until when an owner is; 0: not yet. */
+	uint64_t shun;            /* The node that is none, */
+	uint64_t shun_ms;         /* as far as we know before this. */
 	uint64_t held_bytes;
 	uint64_t held_pass;
 	TAILQ_ENTRY(call) held;
@@ -141,9 +154,11 @@ struct call_table {
 	uint32_t open;
 	uint32_t open_at[CALL_DEPTH_MAX + 1];
 	uint32_t max_at[CALL_DEPTH_MAX + 1];
+	struct admission admission;
 	uint64_t bytes;
 	uint64_t next_id;
 	bool draining;
+	bool over; /* Idle for good: there are no shards any more. */
 	void (*idle)(void *arg);
 	void *idle_arg;
 	struct env_task idle_task;
@@ -152,11 +167,16 @@ struct call_table {
 	struct env_timer tick;
 	uint64_t pass;
 	uint64_t tick_at; /* The wheel's next slot, in ticks. */
+	bool ticking;     /* It is being gone through: its place stays. */
 	struct core_stats stats;
 	struct directory *directory; /* NULL: nobody has said there is one. */
 	struct calls held;
+	uint32_t awaiting; /* Of them, an owner. */
 	uint64_t held_pass;
-	struct env_timer confirm;
+	struct env_timer look;
+	struct env_timer watch;
+	uint64_t without_ms[SHARDS_MAX]; /* Since when a shard has no owner; 0:
+					  * it has, or had just now. */
 	struct calls wheel[WHEEL_SLOTS];
 };
 
@@ -181,7 +201,7 @@ static void wheel_add(struct call_table *t, struct call *c)
 
 	c->timed = true;
 
-	if (!t->tick.running) {
+	if (!t->tick.running && !t->ticking) {
 		t->tick_at = tick_of(env_now_ns(t->env));
 		wheel_arm(t);
 	}
@@ -222,34 +242,61 @@ static void wheel_tick(struct env_timer *timer)
 	/* After a suspension of the machine: each slot once is enough. */
 	if (now > t->tick_at + WHEEL_SLOTS)
 		t->tick_at = now - WHEEL_SLOTS;
+	t->ticking = true;
 	while (t->tick_at <= now)
 		wheel_expire(t, t->tick_at++, now_ns);
+	t->ticking = false;
 	if (t->open > 0)
 		wheel_arm(t);
 }
 
 /* Slots. */
 
-/* `node`: nodes ask each other on, as long as there is somebody to answer: what
- * is still in flight is decided from what they learn. */
-static struct call *call_take(struct core *core, uint32_t depth, bool node)
-{
-	struct call_table *t = core_calls(core);
-	struct call *c;
+/* What a call is, before anything of it was read. */
+struct kind {
+	uint32_t depth;
+	/* Nodes ask each other on, as long as there is somebody to answer: what
+	 * is still in flight is decided from what they learn. */
+	bool node;
+	enum door door;
+	bool alone; /* Nothing else is in flight on its connection. */
+};
 
-	if (t->draining && depth == 0 && (!node || core_is_closing(core)))
-		return NULL;
+static struct call *call_slot(struct call_table *t, const struct kind *k)
+{
 	/* Nested calls of each depth have a share of their own: clients cannot
 	 * take the slots that let their calls end. */
-	if (t->open_at[depth] == t->max_at[depth])
+	if (t->open_at[k->depth] == t->max_at[k->depth])
 		return NULL;
-	c = pool_take(&t->pool);
-	if (c == NULL)
+	return pool_take(&t->pool);
+}
+
+static struct call *call_take(struct core *core, const struct kind *k)
+{
+	struct call_table *t = core_calls(core);
+	bool counts = k->depth == 0 && !k->node;
+	uint32_t depth = k->depth;
+	struct call *c;
+
+	/* Nested ones come from other nodes, too, whose calls go on. */
+	if (t->over)
 		return NULL;
+	if (t->draining && depth == 0 && (!k->node || core_is_closing(core)))
+		return NULL;
+	if (counts && !admission_enter(&t->admission, k->door, k->alone))
+		return NULL;
+	c = call_slot(t, k);
+	if (c == NULL) {
+		if (counts)
+			admission_leave(&t->admission, k->door);
+		return NULL;
+	}
 	c->magic = CALL_MAGIC;
+	c->admitted = counts;
+	c->door = (uint8_t)k->door;
 	sm_init(&c->sm, call_states, ARRAY_LEN(call_states), CALL_PARSED);
 	c->core = core;
-	c->node = node;
+	c->node = k->node;
 	c->depth = depth;
 	c->request_id = t->next_id++;
 	c->shard = UINT32_MAX;
@@ -271,6 +318,7 @@ static void table_idle(struct env_task *task)
 	if (t->open > 0 || idle == NULL)
 		return;
 	t->idle = NULL;
+	t->over = true;
 	idle(t->idle_arg);
 }
 
@@ -293,6 +341,8 @@ static void call_free(struct call *c)
 	CHECK_OBJ(c, CALL_MAGIC);
 	CHECK(c->nested == NULL);
 	call_memory_free(t, c);
+	if (c->admitted)
+		admission_leave(&t->admission, (enum door)c->door);
 	t->open--;
 	t->open_at[c->depth]--;
 	pool_put(&t->pool, c);
@@ -400,11 +450,28 @@ static void call_send(struct call *c)
 	pack_w_release(&w);
 }
 
+/* What it took tells how busy this node is, and the owner when it was sent
+ * there; what an event waited for of its own does not. */
+static void call_took(struct call_table *t, const struct call *c)
+{
+	uint64_t now_ns = env_now_ns(t->env);
+	struct log_stats log;
+
+	if ((c->ran || c->hops > 0) && c->ev.resume == 0)
+		admission_took(&t->admission, now_ns - c->began_ns);
+	if (!admission_due(&t->admission, now_ns))
+		return;
+	log_stats(core_log(c->core), &log);
+	admission_turn(&t->admission, now_ns, log.syncs, log.sync_ns_sum);
+}
+
 /* Out of the wheel, answered and gone. `a` NULL: as its event says. */
 static void call_finish(struct call *c, const struct answer *a)
 {
 	struct call_table *t = core_calls(c->core);
 
+	if (c->admitted)
+		call_took(t, c);
 	if (c->timed)
 		wheel_remove(t, c);
 	if (a != NULL)
@@ -670,10 +737,118 @@ static void call_execute(struct call *c)
 	event_deliver(bridge_space(c->bridge), &c->ev);
 }
 
-/* RC_OK: it is on its way, here or there. */
+static void call_hold(struct call *c, enum call_hold hold);
+
+/* How long it may wait: half of its deadline is left to whoever asked, and who
+ * wants to be told, rather than served, can ask elsewhere. */
+static uint32_t owner_wait_ms(const struct call *c)
+{
+	uint32_t ms =
+		c->serving || c->redirect ? OWNER_WAIT_TOLD_MS : OWNER_WAIT_MS;
+	uint32_t half = call_left_ms(c) / 2;
+
+	return half < ms ? half : ms;
+}
+
+/* A shard that has had no owner for as long as that gets none now: who is cut
+ * off says so at once. */
+static uint64_t owner_until_ms(const struct call *c, uint64_t now_ms)
+{
+	uint64_t since = core_calls(c->core)->without_ms[c->shard];
+	uint64_t until = now_ms + owner_wait_ms(c);
+
+	if (since != 0 && since + OWNER_WAIT_MS < until)
+		until = since + OWNER_WAIT_MS;
+	return until;
+}
+
+/* Elections and hand-overs end soon: who waits for that is answered sooner than
+ * who has to come again. RC_OK: it waits. `shun`: the node that is no owner or
+ * cannot be reached, or 0. Nothing of the call has happened anywhere. */
+static enum rc call_await(struct call *c, uint64_t shun)
+{
+	struct call_table *t = core_calls(c->core);
+	uint64_t now_ms = env_now_ms(t->env);
+
+	if (c->owner_ms == 0)
+		c->owner_ms = owner_until_ms(c, now_ms);
+	if (now_ms >= c->owner_ms || c->unwanted || t->draining ||
+	    t->awaiting == OWNER_WAITS_MAX || MUTANT(owner_not_awaited))
+		return RC_NO_QUORUM;
+	/* It takes nothing of the node meanwhile, and tells nothing of how
+	 * busy it is. */
+	if (c->admitted)
+		admission_leave(&t->admission, (enum door)c->door);
+	c->admitted = false;
+	c->shun = shun;
+	c->shun_ms = now_ms + OWNER_AGAIN_MS;
+	c->hops = 0;
+	t->awaiting++;
+	call_hold(c, HOLD_OWNER);
+	if (!t->look.running)
+		env_timer_start(&t->look, now_ms + HELD_LOOK_MS);
+	return RC_OK;
+}
+
+/* Not yet: it leads and does not execute yet, or no more. */
+static bool shard_is_ours(const struct call *c)
+{
+	return shard_leader(bridge_shard(c->bridge)) ==
+	       bridge_node_id(c->bridge);
+}
+
+/* A member reads the directory. */
+static bool call_watches(const struct call *c)
+{
+	return c->node && c->ev.cls == &class_directory &&
+	       (c->ev.method->flags & METHOD_WRITES) == 0;
+}
+
+/* To one that this node, no owner, can serve from its own copy. */
+static bool call_told(struct call *c)
+{
+	struct call_table *t = core_calls(c->core);
+	struct event *ev = &c->ev;
+
+	if (!c->serving || !call_watches(c) || t->directory == NULL)
+		return false;
+	if (!directory_tell(t->directory, &ev->result)) {
+		pack_w_reset(&ev->result);
+		return false;
+	}
+	sm_move(&c->sm, CALL_ENDED);
+	ev->rc = RC_OK;
+	ev->outcome = OUTCOME_DONE;
+	STAILQ_INSERT_TAIL(&t->ended, c, ended);
+	env_post(t->env, &t->reply_task);
+	return true;
+}
+
+/* No way to the directory's owner is no reason to stop serving: another member
+ * may have one, and what it knows is as good as it is old. */
+static bool call_asks_around(struct call *c)
+{
+	const struct members *m = core_members(c->core);
+	size_t n = members_count(m);
+	size_t i;
+
+	if (c->serving || !call_watches(c))
+		return false;
+	for (i = 0; i < n; i++) {
+		uint64_t id = members_at(m, (c->request_id + i) % n)->id;
+
+		c->hops = 0;
+		if (id != members_self(m) && call_forward(c, id) == RC_OK)
+			return true;
+	}
+	return false;
+}
+
+/* RC_OK: it is on its way, here or there, or waits until it can be. */
 static enum rc call_route(struct call *c)
 {
 	struct route r = route_find(c->bridge);
+	enum rc rc;
 
 	switch (r.to) {
 	case ROUTE_HERE:
@@ -685,13 +860,26 @@ static enum rc call_route(struct call *c)
 		 * that take each other for the owner would play ball. */
 		if (c->serving && MUTANT(forwarded_again))
 			return call_forward(c, r.node_id);
+		if (call_told(c))
+			return RC_OK;
 		if (c->serving || c->redirect)
 			return RC_NOT_OWNER;
-		return call_forward(c, r.node_id);
+		rc = call_forward(c, r.node_id);
+		if (rc == RC_NO_QUORUM && call_asks_around(c))
+			return RC_OK;
+		return rc == RC_NO_QUORUM && call_await(c, r.node_id) == RC_OK
+			       ? RC_OK
+			       : rc;
 	case ROUTE_NOBODY:
 		break;
 	}
+	if (call_told(c) || call_asks_around(c))
+		return RC_OK;
 	/* The entry may know of one. */
+	if (c->serving && !shard_is_ours(c))
+		return RC_NOT_OWNER;
+	if (call_await(c, 0) == RC_OK)
+		return RC_OK;
 	if (c->serving)
 		return RC_NOT_OWNER;
 	return detail_set(&c->ev.why, RC_NO_QUORUM, NULL,
@@ -700,12 +888,14 @@ static enum rc call_route(struct call *c)
 
 /*
  * `from` (0: this node) refused the call because it does not own the shard,
- * and named `named` (0: nobody). True: somebody else has it now, or this node.
+ * and named `named` (0: nobody). True: somebody else has it now, or this node,
+ * or it waits for one.
  */
 static bool call_sent_on(struct call *c, uint64_t from, uint64_t named)
 {
 	const uint64_t self = core_identity(c->core)->node_id;
 	struct route r;
+	enum rc rc;
 
 	if (c->serving || c->redirect || c->unwanted)
 		return false;
@@ -718,8 +908,10 @@ static bool call_sent_on(struct call *c, uint64_t from, uint64_t named)
 	if (r.to != ROUTE_PEER || r.node_id == from)
 		r.node_id = named;
 	if (r.node_id == 0 || r.node_id == from || r.node_id == self)
-		return false;
-	return call_forward(c, r.node_id) == RC_OK;
+		return call_await(c, from) == RC_OK;
+	rc = call_forward(c, r.node_id);
+	return rc == RC_OK ||
+	       (rc == RC_NO_QUORUM && call_await(c, r.node_id) == RC_OK);
 }
 
 /* The other node that owns its shard, 0: nobody, as far as known. */
@@ -728,6 +920,13 @@ static uint64_t call_owner(const struct call *c)
 	struct route r = route_find(c->bridge);
 
 	return r.to == ROUTE_PEER ? r.node_id : 0;
+}
+
+/* It leaves nothing behind, whether it happens or not. */
+static bool call_only_reads(const struct call *c)
+{
+	return (c->ev.method->flags & METHOD_WRITES) == 0 &&
+	       (c->ev.flags & EVENT_KEYED) == 0;
 }
 
 /* The answer of another node is that of the call. */
@@ -749,6 +948,12 @@ static void call_answered(struct forward *f, const struct answer *a)
 		detail_set(&c->ev.why, RC_NO_QUORUM, NULL,
 			   "the shard has no owner at the moment");
 	}
+	/* Not sent again from here; whoever asked may. */
+	if (a->rc == RC_UNKNOWN_OUTCOME && call_only_reads(c)) {
+		out.rc = RC_NO_QUORUM;
+		out.outcome = OUTCOME_REFUSED;
+		out.retry_after_ms = RETRY_AFTER_MS;
+	}
 	out.request_id = c->request_id;
 	out.shard = c->shard;
 	sm_move(&c->sm, CALL_ENDED);
@@ -766,6 +971,10 @@ static void call_give_up(struct call *c)
 			    .shard = c->shard };
 
 	forward_cancel(core_forwards(c->core), &c->forward);
+	if (call_only_reads(c)) {
+		a.rc = RC_DEADLINE;
+		a.outcome = OUTCOME_REFUSED;
+	}
 	detail_set(&c->ev.why, a.rc, NULL,
 		   "the deadline passed before the owner answered");
 	sm_move(&c->sm, CALL_ENDED);
@@ -778,6 +987,13 @@ static void call_give_up(struct call *c)
 static struct directory *call_directory(const struct call *c)
 {
 	return c->node ? NULL : core_calls(c->core)->directory;
+}
+
+bool call_may_decide(struct core *core)
+{
+	const struct directory *d = core_calls(core)->directory;
+
+	return d == NULL || directory_good(d);
 }
 
 /* A peer knows a newer directory, or ours may be too old to go by. */
@@ -820,7 +1036,7 @@ static void call_recheck(struct call *c)
 	enum rc rc = bind_resolve(core_bind(c->core), c->caller.principal,
 				  &c->addr, c->method, &m, &why);
 
-	if (rc != RC_OK)
+	if (rc != RC_OK && !MUTANT(recheck_skipped))
 		call_withhold(c, rc, &why);
 }
 
@@ -835,7 +1051,8 @@ static void call_hold(struct call *c, enum call_hold hold)
 	TAILQ_INSERT_TAIL(&t->held, c, held);
 	if (!c->timed)
 		wheel_add(t, c);
-	directory_look(t->directory);
+	if (hold != HOLD_OWNER)
+		directory_look(t->directory);
 }
 
 static void call_end_now(struct call *c)
@@ -892,8 +1109,8 @@ static void call_confirm(struct call *c)
 
 	c->confirm_ms = now_ms + CONFIRM_MAX_MS;
 	call_hold(c, HOLD_CONFIRM);
-	if (!t->confirm.running)
-		env_timer_start(&t->confirm, now_ms + CONFIRM_LOOK_MS);
+	if (!t->look.running)
+		env_timer_start(&t->look, now_ms + HELD_LOOK_MS);
 }
 
 /* Its event has ended: may the answer leave? */
@@ -917,17 +1134,55 @@ static void held_take(struct call_table *t, struct call *c)
 	TAILQ_REMOVE(&t->held, c, held);
 	t->bytes -= c->held_bytes;
 	c->held_bytes = 0;
+	t->awaiting -= c->hold == HOLD_OWNER;
 }
 
 static void call_decide(struct call *c);
 
+static bool owner_is_awaited(const struct call *c)
+{
+	uint64_t now_ms = env_now_ms(core_env(c->core));
+	struct route r = route_find(c->bridge);
+
+	if (now_ms >= c->owner_ms || core_calls(c->core)->draining)
+		return false;
+	if (r.to == ROUTE_NOBODY)
+		return !c->serving || shard_is_ours(c);
+	return r.to == ROUTE_PEER && r.node_id == c->shun &&
+	       now_ms < c->shun_ms;
+}
+
+/* There is an owner, or it has waited long enough: then it ends here. What was
+ * decided may be so no longer. */
+static void call_awaited(struct call *c)
+{
+	if (!c->ran) {
+		c->ev.why = (struct detail){ { 0 }, { 0 } };
+		call_decide(c);
+	} else if (!call_sent_on(c, 0, 0)) {
+		c->owner = call_owner(c);
+		call_leave(c);
+	}
+}
+
+static bool held_waits(const struct call *c)
+{
+	switch ((enum call_hold)c->hold) {
+	case HOLD_DECISION:
+	case HOLD_ANSWER:
+		break;
+	case HOLD_CONFIRM:
+		return !call_is_confirmed(c);
+	case HOLD_OWNER:
+		return owner_is_awaited(c);
+	}
+	return call_outdated(c);
+}
+
 /* The copy is another, or time has passed. */
 static void held_look(struct call_table *t, struct call *c)
 {
-	bool waits = c->hold == HOLD_CONFIRM ? !call_is_confirmed(c)
-					     : call_outdated(c);
-
-	if (waits)
+	if (held_waits(c))
 		return;
 	held_take(t, c);
 	switch ((enum call_hold)c->hold) {
@@ -941,6 +1196,9 @@ static void held_look(struct call_table *t, struct call *c)
 	case HOLD_CONFIRM:
 		call_confirmed(c);
 		call_end_now(c);
+		break;
+	case HOLD_OWNER:
+		call_awaited(c);
 		break;
 	}
 }
@@ -966,17 +1224,51 @@ void call_table_directory(struct call_table *t, struct directory *d)
 	t->directory = d;
 }
 
-static void confirm_due(struct env_timer *timer)
+static bool shard_is_reached(struct call_table *t, uint32_t shard)
 {
-	struct call_table *t = CONTAINER_OF(timer, struct call_table, confirm);
+	struct route r = route_find(core_bridge(t->core, shard));
+
+	return r.to == ROUTE_HERE ||
+	       (r.to == ROUTE_PEER &&
+		forward_reaches(core_forwards(t->core), r.node_id));
+}
+
+static void watch_due(struct env_timer *timer)
+{
+	struct call_table *t = CONTAINER_OF(timer, struct call_table, watch);
+	uint64_t now_ms = env_now_ms(t->env);
+	uint32_t i;
+
+	for (i = 0; i < core_shards(t->core); i++)
+		if (shard_is_reached(t, i))
+			t->without_ms[i] = 0;
+		else if (t->without_ms[i] == 0)
+			t->without_ms[i] = now_ms;
+	env_timer_start(timer, now_ms + OWNER_WATCH_MS);
+}
+
+void call_table_watch(struct call_table *t)
+{
+	env_timer_start(&t->watch, env_now_ms(t->env) + OWNER_WATCH_MS);
+}
+
+void call_table_look(struct call_table *t)
+{
+	if (t->awaiting > 0)
+		env_timer_start(&t->look, env_now_ms(t->env));
+}
+
+static void look_due(struct env_timer *timer)
+{
+	struct call_table *t = CONTAINER_OF(timer, struct call_table, look);
 	const struct call *c;
 	bool any = false;
 
 	call_table_renewed(t);
 	TAILQ_FOREACH(c, &t->held, held)
-	any = any || c->hold == HOLD_CONFIRM;
+	any = any || c->hold == HOLD_CONFIRM || c->hold == HOLD_OWNER;
 	if (any)
-		env_timer_start(timer, env_now_ms(t->env) + CONFIRM_LOOK_MS);
+		env_timer_start(timer, env_now_ms(t->env) + HELD_LOOK_MS);
 }
 
 /* It waits no longer. */
@@ -988,6 +1280,10 @@ static void held_give_up(struct call *c, enum rc rc)
 
 	held_take(core_calls(c->core), c);
 	switch ((enum call_hold)c->hold) {
+	case HOLD_OWNER:
+		if (c->ran)
+			break;
+		/* fallthrough */
 	case HOLD_DECISION:
 		c->ev.why = (struct detail){ { 0 }, { 0 } };
 		call_end(c, rc);
@@ -1079,6 +1375,7 @@ static void call_begin(struct call *c, uint64_t deadline_ns)
 	uint64_t deadline_ms;
 	enum rc rc = params_read(c, &deadline_ms);
 
+	c->began_ns = now_ns;
 	if (rc == RC_OK && c->chain != NULL && !c->serving)
 		nested_chain_mark(c);
 	if (rc == RC_OK && deadline_ns != 0 && deadline_ns <= now_ns)
@@ -1098,8 +1395,10 @@ static void call_begin(struct call *c, uint64_t deadline_ns)
 struct call *call_start(struct core *core, const struct caller *caller,
 			struct pack_bytes params, call_reply reply, void *arg)
 {
-	struct call *c =
-		call_take(core, 0, principal_is_node(caller->principal));
+	const struct kind kind = { .node = principal_is_node(caller->principal),
+				   .door = DOOR_CLIENTS,
+				   .alone = caller->alone };
+	struct call *c = call_take(core, &kind);
 
 	if (c == NULL)
 		return NULL;
@@ -1162,8 +1461,10 @@ struct served *call_serve(struct core *core, const struct call_request *r,
 			  void (*answered)(struct served *sv,
 					   const struct answer *a))
 {
-	struct call *c =
-		call_take(core, r->depth, principal_is_node(r->principal));
+	const struct kind kind = { .depth = r->depth,
+				   .node = principal_is_node(r->principal),
+				   .door = DOOR_NODES };
+	struct call *c = call_take(core, &kind);
 
 	if (c == NULL)
 		return NULL;
@@ -1295,16 +1596,16 @@ static void nested_params(const struct nested *n, struct pack_w *w)
 static struct call *nested_make(struct core *core, struct call *outer,
 				struct detail *why, enum rc *rc)
 {
-	uint32_t depth = outer->depth + 1;
+	const struct kind kind = { .depth = outer->depth + 1 };
 	struct pack_w w;
 	struct call *c;
 
-	if (depth > CALL_DEPTH_MAX) {
+	if (kind.depth > CALL_DEPTH_MAX) {
 		*rc = detail_set(why, RC_INVALID, "address",
 				 "calls nest at most %u deep", CALL_DEPTH_MAX);
 		return NULL;
 	}
-	c = call_take(core, depth, false);
+	c = call_take(core, &kind);
 	if (c == NULL) {
 		*rc = detail_set(why, RC_OVERLOADED, NULL,
 				 "too many calls of this depth");
@@ -1397,6 +1698,7 @@ enum rc call_table_new(struct core *core, uint32_t calls_max,
 			       : 1;
 	for (i = 1; i <= CALL_DEPTH_MAX; i++)
 		t->max_at[i] = share;
+	admission_init(&t->admission, t->max_at[0], env_now_ns(t->env));
 	for (i = 0; i < WHEEL_SLOTS; i++)
 		TAILQ_INIT(&t->wheel[i]);
 	STAILQ_INIT(&t->ended);
@@ -1406,7 +1708,8 @@ enum rc call_table_new(struct core *core, uint32_t calls_max,
 	t->idle_task.cb = table_idle;
 	t->idle_task.phase = ENV_PHASE_RELEASE;
 	env_timer_init(&t->tick, t->env, wheel_tick);
-	env_timer_init(&t->confirm, t->env, confirm_due);
+	env_timer_init(&t->look, t->env, look_due);
+	env_timer_init(&t->watch, t->env, watch_due);
 	/* Request ids of two boots do not meet in one log. */
 	env_random(t->env, &t->next_id, sizeof(t->next_id));
 	t->next_id &= ~0xffffffffull;
@@ -1417,7 +1720,8 @@ enum rc call_table_new(struct core *core, uint32_t calls_max,
 static void table_silence(struct call_table *t)
 {
 	env_timer_stop(&t->tick);
-	env_timer_stop(&t->confirm);
+	env_timer_stop(&t->look);
+	env_timer_stop(&t->watch);
 	if (t->directory != NULL)
 		directory_detach(t->directory);
 }
@@ -1468,11 +1772,15 @@ void call_table_on_idle(struct call_table *t, void (*idle)(void *arg),
 void call_table_drain(struct call_table *t)
 {
 	t->draining = true;
+	env_timer_stop(&t->watch); /* The shards go. */
 }
 
 void call_table_stats(const struct call_table *t, struct core_stats *out)
 {
 	*out = t->stats;
 	out->calls_open = t->open;
+	out->calls_limit = t->admission.limit;
+	out->calls_refused = t->admission.refused[DOOR_CLIENTS];
+	out->served_refused = t->admission.refused[DOOR_NODES];
 	out->calls_bytes = t->bytes;
 }

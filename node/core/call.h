@@ -19,6 +19,7 @@ struct caller {
 	struct pack_bytes principal; /* Stays valid while calls are open. */
 	struct pack_bytes tenant;    /* Of addresses that name none. */
 	struct pack_bytes env;
+	bool alone; /* It has no other call in flight. */
 };
 
 /* The answer; views are valid inside the callback. */
@@ -40,7 +41,8 @@ typedef void (*call_reply)(void *arg, const struct answer *a);
 /*
  * Start a call from its `params` ([address, method, args, options?], encoded
  * and passed by pack_check). Copies what it keeps. `reply` never fires from
- * inside. Returns NULL when no slot is left: the caller answers OVERLOADED
+ * inside. Returns NULL when as many calls are in flight as may be
+ * (admission.h): nothing of it was looked at, and the caller answers OVERLOADED
  * itself.
  */
 struct call *call_start(struct core *core, const struct caller *caller,
@@ -51,6 +53,11 @@ void call_cancel(struct call *c);
 uint64_t call_request_id(const struct call *c);
 /* What its answer takes so far, before it may leave. */
 size_t call_held_bytes(const struct call *c);
+
+/* Whether grants can be gone by now (DESIGN D10): not while this node has not
+ * read the cluster's directory for too long, or yet. What is decided without a
+ * call asks this first. */
+bool call_may_decide(struct core *core);
 
 #define CALL_ID_BYTES 17u
 /* A request id as errors and log lines spell it. */

@@ -31,7 +31,7 @@
 
 /* One range of one shard's state at a time is compared with its hash: all of 16
  * shards within the hour. */
-#define SCRUB_EVERY_MS 10000u
+#define SCRUB_MS 10000u
 
 /* How often a node that ends looks whether it still leads something. */
 #define HAND_OVER_LOOK_MS 10u
@@ -85,6 +85,7 @@ struct core {
 	struct reserve reserve; /* The worker's while its job runs. */
 	enum rc space_rc;
 	bool space_low;
+	bool space_full;
 
 	struct env_timer scrub_timer;
 	uint32_t scrub_next; /* Shard. */
@@ -124,6 +125,7 @@ void core_config_default(struct core_config *cfg)
 		.spread = true,
 		.trailing_entries = TRAILING_ENTRIES,
 		.checkpoint_bytes = STATE_WAL_BYTES_MAX,
+		.scrub_ms = SCRUB_MS,
 	};
 }
 
@@ -418,14 +420,14 @@ static void space_asked(struct env_job *job)
 }
 
 /* Below this nothing that needs more room is taken on: what was taken on must
- * still reach the states. */
-static uint64_t space_needed(const struct core *core)
+ * still reach the states. `was`: no log message each time when it is near the
+ * edge. */
+static uint64_t space_needed(const struct core *core, bool was)
 {
 	uint64_t n = core->cfg.reserve_bytes;
 	uint32_t i;
 
-	/* No log message each time when it is near the edge. */
-	if (core->space_low)
+	if (was)
 		n += n / 4;
 	for (i = 0; i < core->id.shards; i++)
 		if (n > 0 && core->bridges[i] != NULL)
@@ -433,9 +435,45 @@ static uint64_t space_needed(const struct core *core)
 	return n;
 }
 
+/* What still has to reach the main file needs no room once it has. */
+static void space_flush(struct bridge *b)
+{
+	struct storage *st = bridge_storage(b);
+	struct shard_view view;
+
+	shard_view(bridge_shard(b), &view);
+	if (view.health == SHARD_WHOLE && storage_room(st) > 0 &&
+	    !storage_checkpointing(st))
+		storage_checkpoint(st);
+}
+
+/* A voter that owners with more room fill up must not die of it: when half of
+ * the reserve is gone it takes no more. The other half is for what it has. */
+static void space_tell_shards(struct core *core)
+{
+	uint64_t needed = space_needed(core, core->space_full) -
+			  core->cfg.reserve_bytes / 2;
+	bool full = core->reserve.space.bytes_free < needed;
+	uint32_t i;
+
+	if (full != core->space_full)
+		LOG_WARN(full ? "disk_full" : "disk_not_full",
+			 F("bytes_free", core->reserve.space.bytes_free),
+			 F("needed", needed));
+	core->space_full = full;
+	for (i = 0; i < core->id.shards; i++) {
+		if (core->bridges[i] == NULL)
+			continue;
+		shard_room(bridge_shard(core->bridges[i]), core->space_low,
+			   full);
+		if (full)
+			space_flush(core->bridges[i]);
+	}
+}
+
 static void space_tell(struct core *core)
 {
-	uint64_t needed = space_needed(core);
+	uint64_t needed = space_needed(core, core->space_low);
 	bool low = core->reserve.space.bytes_free < needed;
 
 	if (low != core->space_low)
@@ -443,6 +481,7 @@ static void space_tell(struct core *core)
 			 F("bytes_free", core->reserve.space.bytes_free),
 			 F("needed", needed));
 	core->space_low = low;
+	space_tell_shards(core);
 }
 
 static void space_answered(struct env_job *job)
@@ -529,13 +568,15 @@ enum rc core_open(struct env *env, struct disk *disk,
 		core_discard(core);
 		return rc;
 	}
+	space_tell(core);
 	for (i = 0; i < core->id.shards; i++)
 		bridge_start(core->bridges[i]);
 	env_timer_start(&core->space_timer, env_now_ms(env));
-	env_timer_start(&core->scrub_timer, env_now_ms(env) + SCRUB_EVERY_MS);
+	env_timer_start(&core->scrub_timer, env_now_ms(env) + cfg->scrub_ms);
 	if (!core_alone(core)) {
 		/* Whether others are there or not: it says so to who asks. */
 		env_post(env, &core->ready_task);
+		call_table_watch(core->calls);
 		if (cfg->spread)
 			env_timer_start(&core->spread_timer,
 					env_now_ms(env) + SPREAD_EVERY_MS);
@@ -567,6 +608,7 @@ void core_leads(struct core *core, uint32_t shard)
 					     : (1ull << core->id.shards) - 1;
 
 	core->leading |= 1ull << shard;
+	call_table_look(core->calls);
 	if (core->leading == all)
 		core_tell_ready(core);
 }
@@ -591,7 +633,8 @@ static enum spread_fit spread_peer(const struct core *core,
 
 		if (p->node_id != id)
 			continue;
-		if (p->refused || p->heard_ms + SPREAD_GONE_MS < now_ms)
+		if (p->refused || p->heard_ms + SPREAD_GONE_MS < now_ms ||
+		    (p->low && !MUTANT(full_disk_leads)))
 			return SPREAD_GONE;
 		if (p->streaming ||
 		    p->match + SPREAD_LAG_MAX < shard_last_index(s) ||
@@ -612,8 +655,12 @@ static uint64_t spread_home(const struct core *core, const struct shard *s,
 	for (i = 0; i < n; i++) {
 		uint64_t id = members_at(core->members, (shard + i) % n)->id;
 
-		if (id == core->id.node_id)
+		if (id == core->id.node_id) {
+			/* Others may have room, and take what grows. */
+			if (core->space_low && !MUTANT(full_disk_leads))
+				continue;
 			return 0;
+		}
 		switch (spread_peer(core, s, id, now_ms)) {
 		case SPREAD_FIT:
 			return id;
@@ -639,7 +686,8 @@ static bool spread_one(struct core *core, uint32_t i, uint64_t now_ms)
 		*sp = (struct spread){ term, now_ms + SPREAD_STAY_MS };
 		return false;
 	}
-	if (now_ms < sp->after_ms)
+	/* From a disk that is low it goes at once: what grows is refused. */
+	if (now_ms < sp->after_ms && !core->space_low)
 		return false;
 	home = spread_home(core, s, i, now_ms);
 	if (home == 0)
@@ -672,7 +720,7 @@ static void scrub_due(struct env_timer *t)
 		return;
 	core->scrub_next = (core->scrub_next + 1) % core->id.shards;
 	bridge_scrub(core->bridges[core->scrub_next]);
-	env_timer_start(t, env_now_ms(core->env) + SCRUB_EVERY_MS);
+	env_timer_start(t, env_now_ms(core->env) + core->cfg.scrub_ms);
 }
 
 enum rc core_transfer(struct core *core, uint32_t shard, uint64_t to)

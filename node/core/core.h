@@ -37,6 +37,7 @@ struct core_config {
 	bool spread; /* Keep the leaderships spread over the nodes. */
 	uint32_t trailing_entries; /* TRAILING_ENTRIES */
 	uint32_t checkpoint_bytes; /* STATE_WAL_BYTES_MAX */
+	uint32_t scrub_ms; /* One shard each: its states are compared. */
 };
 void core_config_default(struct core_config *cfg);
 
@@ -95,6 +96,9 @@ enum rc core_transfer(struct core *core, uint32_t shard, uint64_t to);
 struct core_stats {
 	uint64_t calls; /* Begun. */
 	uint64_t calls_open;
+	uint64_t calls_limit;    /* Of clients, in flight: admission.h. */
+	uint64_t calls_refused;  /* At it; of clients, */
+	uint64_t served_refused; /* and of other nodes. */
 	uint64_t calls_bytes;
 	uint64_t by_rc[64]; /* Ended, per wire code. */
 	uint64_t rounds;    /* Of leadership, begun (raft-glue/round.h). */

@@ -6,6 +6,7 @@
 #include "node/base/check.h"
 #include "node/base/limits.h"
 #include "node/base/logline.h"
+#include "node/base/mutant.h"
 #include "node/base/principal.h"
 #include "node/core/call.h"
 #include "node/core/internal.h"
@@ -29,9 +30,10 @@ struct directory {
 	void *ready_arg;
 	bool ready_told;
 
-	uint64_t version; /* 0: nothing is known yet. */
-	bool there;       /* A copy was read. */
-	uint64_t from_ms; /* When the newest read that succeeded began. */
+	uint64_t version;   /* 0: nothing is known yet. */
+	bool there;         /* A copy was read. */
+	uint64_t from_ms;   /* When the newest read that succeeded began. */
+	struct pack_w told; /* Two pairs of what was read: grants, members. */
 
 	struct call *call; /* Of its own, in flight. */
 	uint64_t asked_ms; /* When it began. */
@@ -44,6 +46,8 @@ struct directory {
 
 bool directory_good(const struct directory *d)
 {
+	if (MUTANT(directory_ttl_ignored))
+		return d->there;
 	return d->there && env_now_ms(d->env) - d->from_ms < d->cfg.ttl_ms;
 }
 
@@ -202,9 +206,25 @@ static enum rc members_take(struct directory *d, struct pack_r *r)
 	return RC_OK;
 }
 
-/* {version, grants?, members?} */
+/* A part of what was read, kept as it came. */
+static enum rc part_take(struct directory *d, struct pack_r *r, const char *key,
+			 enum rc (*take)(struct directory *d, struct pack_r *r))
+{
+	struct pack_bytes part;
+	struct pack_r of;
+
+	if (pack_skip(r, &part) != RC_OK)
+		return RC_CORRUPT;
+	of = pack_reader(part.p, part.n);
+	pack_cstr(&d->told, key);
+	pack_raw(&d->told, part.p, part.n);
+	return take(d, &of);
+}
+
+/* {version, age_ms?, grants?, members?}. What is older than ours is left alone.
+ */
 static enum rc copy_take(struct directory *d, struct pack_bytes result,
-			 uint64_t *version)
+			 uint64_t *version, uint64_t *age_ms)
 {
 	struct pack_r r = pack_reader(result.p, result.n);
 	struct pack_bytes key;
@@ -220,10 +240,15 @@ static enum rc copy_take(struct directory *d, struct pack_bytes result,
 			rc = pack_get_u64(&r, version);
 		else if (*version == 0)
 			return RC_OK; /* Nobody has put anything in yet. */
-		else if (bytes_are(key, "grants"))
-			rc = grants_take(d, &r);
-		else if (bytes_are(key, "members"))
-			rc = members_take(d, &r);
+		else if (bytes_are(key, "age_ms"))
+			rc = pack_get_u64(&r, age_ms);
+		else if (*version < d->version)
+			rc = pack_skip(&r, NULL);
+		else if (bytes_are(key, "grants")) {
+			pack_w_reset(&d->told);
+			rc = part_take(d, &r, "grants", grants_take);
+		} else if (bytes_are(key, "members"))
+			rc = part_take(d, &r, "members", members_take);
 		else
 			rc = pack_skip(&r, NULL);
 	}
@@ -347,11 +372,15 @@ static bool owns_it(struct directory *d)
 	       ROUTE_HERE;
 }
 
-static void copy_is(struct directory *d, uint64_t version)
+/* `age_ms`: of the copy of another member that this is one of, else 0. */
+static void copy_is(struct directory *d, uint64_t version, uint64_t age_ms)
 {
+	uint64_t from_ms = d->asked_ms > age_ms ? d->asked_ms - age_ms : 0;
+
 	d->version = version;
+	if (!d->there || from_ms > d->from_ms)
+		d->from_ms = from_ms;
 	d->there = true;
-	d->from_ms = d->asked_ms;
 	d->due_ms = d->asked_ms + DIRECTORY_POLL_MS;
 	transport_version(d->t, version);
 	call_table_renewed(core_calls(d->core));
@@ -366,26 +395,42 @@ static void read_replied(void *arg, const struct answer *a)
 {
 	struct directory *d = arg;
 	uint64_t version = 0;
+	uint64_t age_ms = 0;
 	enum rc rc = a->rc;
 
 	CHECK_OBJ(d, DIRECTORY_MAGIC);
 	d->call = NULL;
 	d->due_ms = env_now_ms(d->env) + DIRECTORY_WATCH_MS;
 	if (rc == RC_OK)
-		rc = copy_take(d, a->result, &version);
+		rc = copy_take(d, a->result, &version, &age_ms);
 	if (rc == RC_CORRUPT)
 		LOG_ERROR("directory_unreadable", F("version", version));
 	if (rc == RC_OK && version == 0 && owns_it(d))
 		directory_seed(d);
 	/* What was read once is not unread: of a cluster whose versions go back
 	 * nothing can be believed. */
-	if (rc == RC_OK && version < d->version)
+	if (rc == RC_OK && version < d->version && age_ms == 0)
 		LOG_ERROR("directory_went_back", F("version", version),
 			  F("known", d->version));
-	else if (rc == RC_OK && version > 0)
-		copy_is(d, version);
+	else if (rc == RC_OK && version > 0 && version >= d->version)
+		copy_is(d, version, age_ms);
 	if (d->again)
 		directory_look(d);
+}
+
+bool directory_tell(const struct directory *d, struct pack_w *w)
+{
+	if (!directory_good(d) || d->told.n == 0 || d->told.rc != RC_OK)
+		return false;
+	pack_map(w, 4);
+	pack_cstr(w, "version");
+	pack_u64(w, d->version);
+	/* Clocks are cut to milliseconds: rather too old. */
+	pack_cstr(w, "age_ms");
+	pack_u64(w,
+		 MUTANT(directory_copy_ageless) ? 1 : directory_age_ms(d) + 1);
+	pack_raw(w, d->told.p, d->told.n);
+	return w->rc == RC_OK;
 }
 
 static void directory_read(struct directory *d)
@@ -507,6 +552,7 @@ enum rc directory_new(struct core *core, struct bind *bind,
 		d->cfg.ttl_ms = DIRECTORY_TTL_MS;
 	d->ready = ready;
 	d->ready_arg = arg;
+	pack_w_init(&d->told, FRAME_BYTES_MAX);
 	principal_of_node(core_identity(core)->node_id, d->principal);
 	d->task.cb = look_task;
 	d->task.phase = ENV_PHASE_PROPOSE;
@@ -532,6 +578,7 @@ void directory_free(struct directory *d)
 		return;
 	CHECK_OBJ(d, DIRECTORY_MAGIC);
 	PRE(d->core == NULL);
+	pack_w_release(&d->told);
 	d->magic = 0;
 	free(d);
 }

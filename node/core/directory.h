@@ -9,7 +9,8 @@
  * that come back with an empty disk. The copy is good for `ttl_ms` after the
  * beginning of its last such read; then calls of clients are refused with
  * NO_QUORUM. A cluster's first owner of shard 0 seeds it from its
- * configuration, once.
+ * configuration, once. Without a way to that owner another member is asked,
+ * which answers from its own copy and says how old that is.
  *
  * What is decided from the copy leaves this node only while no peer has told of
  * a newer one: call.c holds it until the copy is newer, and asks again whether

@@ -280,6 +280,13 @@ enum rc forward_send(struct forwards *fs, struct forward *f, uint64_t node_id,
 	return rc == RC_NOT_FOUND ? RC_NO_QUORUM : RC_OVERLOADED;
 }
 
+bool forward_reaches(struct forwards *fs, uint64_t node_id)
+{
+	struct peer *p = peer_of(fs, node_id);
+
+	return p != NULL && p->epoch != 0;
+}
+
 static void cancel_send(struct forwards *fs, const struct forward *f)
 {
 	uint8_t rec[CANCEL_BYTES] = { KIND_CANCEL };

@@ -49,6 +49,8 @@ struct forward_request {
  * (its queue is full): nothing was sent. */
 enum rc forward_send(struct forwards *fs, struct forward *f, uint64_t node_id,
 		     const struct forward_request *r);
+/* There is a link to it. */
+bool forward_reaches(struct forwards *fs, uint64_t node_id);
 /* Nobody waits any more: the owner is told, `answered` is not called. */
 void forward_cancel(struct forwards *fs, struct forward *f);
 /* The caller does not want it any more: the owner is told, and what it says to

@@ -85,12 +85,20 @@ struct directory;
 void call_table_directory(struct call_table *t, struct directory *d);
 /* The copy is newer, or known to be the newest: who waits for that goes on. */
 void call_table_renewed(struct call_table *t);
+/* There are peers: look from now on which shards have no owner. */
+void call_table_watch(struct call_table *t);
+/* A shard may have an owner that it had not. */
+void call_table_look(struct call_table *t);
 
 /* The copy must not be gone by: a peer has told of a newer one, or it is too
  * old. */
 bool directory_outdated(const struct directory *d);
 /* Read it again at once. */
 void directory_look(struct directory *d);
+/* What another member may go by as if it had read it when this node did:
+ * {version, age_ms, grants, members}. False: this node knows nothing, or not
+ * for sure. */
+bool directory_tell(const struct directory *d, struct pack_w *w);
 /* Every node has told that its copy has reached `version`. */
 bool directory_confirmed(const struct directory *d, uint64_t version);
 /* Two pairs of a map: `confirmed` and `missing`, the names of the nodes. */

@@ -1,6 +1,7 @@
 #include "node/core/stamp.h"
 
 #include "node/base/check.h"
+#include "node/base/mutant.h"
 
 /* A century: beyond it a clock is broken, not late. */
 #define FORWARD_MS_MAX 3155760000000ull
@@ -51,6 +52,8 @@ void stamp_lead_at(struct stamp *s, uint64_t last_ns, uint64_t base_ns,
 	s->base_ns = base_ns > last_ns ? base_ns : last_ns;
 	s->origin_ns = now_ns;
 	s->last_ns = last_ns;
+	if (MUTANT(stamp_backwards))
+		s->base_ns = s->last_ns = base_ns;
 }
 
 uint64_t stamp_offer(uint64_t last_ns, uint64_t last_wall_ms, uint64_t wall_ms)

@@ -70,7 +70,10 @@ static void there_and_back(const uint8_t *p, size_t n, uint32_t units)
 
 	pack_w_init(&w, ENTRY_BYTES_MAX);
 	MUST(entry_read(p, n, &a) == RC_OK);
-	entry_begin(&w, a.stamp_ns, a.wall_ms, a.term, units);
+	if (a.scrub)
+		entry_scrub(&w, a.stamp_ns, a.wall_ms, a.term);
+	else
+		entry_begin(&w, a.stamp_ns, a.wall_ms, a.term, units);
 	while (entry_next(&a, &x) == RC_OK)
 		write_unit(&w, x);
 	MUST(w.rc == RC_OK);
@@ -79,6 +82,7 @@ static void there_and_back(const uint8_t *p, size_t n, uint32_t units)
 	MUST(entry_read(w.p, w.n, &b) == RC_OK);
 	MUST(a.stamp_ns == b.stamp_ns && a.wall_ms == b.wall_ms);
 	MUST(a.term == b.term && a.units == b.units);
+	MUST(a.scrub == b.scrub && entry_scrubs(p, n) == a.scrub);
 	while (entry_next(&a, &x) == RC_OK) {
 		MUST(entry_next(&b, &y) == RC_OK);
 		compare_units(x, y);

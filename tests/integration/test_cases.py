@@ -115,5 +115,30 @@ def test_du3_kill_9_again_and_again():
             load.check()
 
 
+def test_du3_what_a_killed_owner_has_said_is_kept():
+    """It is killed when nobody else can have what it was asked last."""
+    with Cluster(shards=2, daemon="holdfastd-testing",
+                 config="raft:\n  spread: false\n") as c, Wires(c) as wires:
+        c.start()
+        address = "kv/du3"
+        victim = owner_of(c, address)
+        client = victim.client()
+        said = call_until(client, address, "incr", {"key": "n"})["value"]
+        wires.isolate(victim)
+        for _ in range(5):
+            try:
+                said = client.call(address, "incr", {"key": "n"},
+                                   deadline_ms=100)["value"]
+            except CallError as e:
+                assert e.code in NOTHING, e.map
+        client.close()
+        victim.kill()
+        # What is in the wires stays there.
+        other = c.others(victim)[0].client()
+        got = call_until(other, address, "get", {"key": "n"})["value"]
+        assert got >= said, (got, said)
+        other.close()
+
+
 if __name__ == "__main__":
     main(tests_of(globals()))

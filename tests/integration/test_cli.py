@@ -338,6 +338,7 @@ def test_cluster():
         text = cli.out("status")
         assert "3 of 3 nodes answer" in text and "\x1b" not in text, text
         assert text.count("2 of 2") == 3 and "nobody" not in text, text
+        assert max(map(len, text.splitlines())) <= 80, text
         assert cli.out("shard", "ls").count("\n") == 9
         text = cli.out("shard", "show", "0")
         assert text.count("follower of") == 2 and text.count("has up to") == 2

@@ -313,6 +313,46 @@ def test_a_majority_serves_and_one_alone_does_not():
         a.close()
 
 
+# The library and the program, when an endpoint is gone or silent.
+
+def through_the_others(c, away):
+    """Everything that the program asks a cluster works, and soon."""
+    def timed(limit, *argv):
+        began = time.monotonic()
+        r = c.run(*argv)
+        assert r.returncode == 0, r
+        took = time.monotonic() - began
+        assert took < limit, (argv, took)
+        return r
+    for i in range(12):
+        timed(8, "call", "kv/e%d" % i, "incr", '{"key": "n"}')
+    r = timed(8, "status", "--json")
+    rows = {n["node"]: n for n in json.loads(r.stdout)["nodes"]}
+    assert len(rows) == 3, rows
+    assert [n for n in rows if "code" in rows[n]] == [away.name], rows
+    r = timed(12, "bench", "kv-incr", "--seconds", "1", "--clients", "4",
+              "--objects", "16", "--json")
+    got = json.loads(r.stdout.splitlines()[-1])
+    assert got["ok"] > 0 and got["errors"] == 0 and got["unknown"] == 0, got
+
+
+def test_clients_do_without_a_dead_node():
+    """The first endpoint that they are given, at that."""
+    with Cluster().start() as c:
+        c[1].kill()
+        c.wait_leaders()
+        through_the_others(c, c[1])
+
+
+def test_clients_do_without_a_silent_node():
+    """Whoever is behind its address takes connections, and says nothing."""
+    with Cluster().start() as c:
+        c[1].kill()
+        c.wait_leaders()
+        with socket.create_server(c.endpoints["node1"], backlog=512):
+            through_the_others(c, c[1])
+
+
 # kill -9.
 
 def test_owner_killed_under_load():
@@ -480,6 +520,23 @@ def test_a_lost_disk():
         r.close()
 
 
+def test_a_new_disk_where_the_old_was():
+    """The data directory may be where a file system is mounted: it cannot be
+    removed and made again, and whose it is stays as it is."""
+    with Cluster(shards=2).start() as c:
+        n = c[3]
+        n.kill()
+        shutil.move(n.data, n.data + ".lost")
+        os.mkdir(n.data)
+        os.mkdir(os.path.join(n.data, "lost+found"))
+        os.chmod(n.data, 0o710)
+        r = reset(c, n, c[1])
+        assert r.returncode == 0, r
+        assert os.stat(n.data).st_mode & 0o777 == 0o710
+        n.start()
+        assert n.stop() == 0
+
+
 def test_the_lost_disk_comes_back():
     with Cluster(shards=2).start() as c:
         n = c[3]
@@ -586,7 +643,6 @@ def test_a_directory_of_the_version_before():
 # Certificates.
 
 def cert(c, *args, out):
-    os.makedirs(out, exist_ok=True)
     return run("holdfast", "cert", *args, "--ca", os.path.join(c.dir, "ca"),
                "--out", out)
 
@@ -646,6 +702,9 @@ def test_a_client_without_grants():
         out = os.path.join(c.own, "other")
         r = cert(c, "client", "default/dev/other", out=out)
         assert r.returncode == 0, r
+        assert os.stat(out).st_mode & 0o777 == 0o700
+        r = cert(c, "client", "default/dev/other", out=out + "/no/where")
+        assert r.returncode == 5 and "cannot make" in r.stderr, r
         t = c[1].tls(cert=os.path.join(out, "client.pem"),
                      key=os.path.join(out, "client.key"))
         t.rpc("ping")
@@ -692,6 +751,7 @@ def test_certificates_are_replaced():
 def test_cert_refuses():
     with Cluster(shards=2) as c:
         out = os.path.join(c.own, "out")
+        os.mkdir(out)
         for args in (["node", "x"], ["client", "a/b"], ["client", "a/b/c/d"],
                      ["client", "a//c"], ["client", "a/b/.."], ["peer", "1"]):
             r = cert(c, *args, out=out)
@@ -739,6 +799,52 @@ def test_a_node_without_the_others_stops_in_order():
                      deadline_ms=500)
         a.close()
         assert c[1].stop() == 0
+
+
+def test_a_node_alone_can_be_looked_at():
+    """Why there is no majority is asked when there is none."""
+    with Cluster(shards=2) as c:
+        c[1].start(ready=False)
+        a = c[1].client()
+        s = a.rpc("status")
+        assert s["node"] == "node1" and len(s["shards"]) == 2, s
+        assert a.rpc("shard", 1)["shard"] == 1
+        assert "holdfast_up_seconds" in a.rpc("metrics")
+        r = run("holdfast", "--socket", c[1].socket, "shard", "show", "0")
+        assert r.returncode == 0 and "knows no owner" in r.stdout, r
+        # What is told of objects, and done, needs to be decided.
+        expect_error("NO_QUORUM", a.rpc, "objects")
+        expect_error("NO_QUORUM", a.rpc, "object", "kv/a")
+        expect_error("NO_QUORUM", a.rpc, "transfer", 0)
+        a.close()
+        # By its certificate nobody is known to it.
+        t = c[1].tls()
+        expect_error("NO_QUORUM", t.rpc, "status")
+        expect_error("NO_QUORUM", t.rpc, "shard", 0)
+        t.close()
+
+
+def test_names_are_not_told_from_an_old_copy():
+    with Cluster(shards=2).start() as c:
+        t = c[1].tls()
+        t.call("kv/name", "put", {"key": "k", "value": "v"})
+        until("it is listed", lambda: t.rpc("objects")["items"])
+        assert t.rpc("object", "kv/name")["rev"] == 1
+        c[2].kill()
+        c[3].kill()
+
+        def refused():
+            try:
+                return not t.rpc("objects")["items"]
+            except CallError as e:
+                return e.code == "NO_QUORUM"
+        until("its copy is too old", refused)
+        expect_error("NO_QUORUM", t.rpc, "objects")
+        expect_error("NO_QUORUM", t.rpc, "object", "kv/name")
+        expect_error("NO_QUORUM", t.rpc, "transfer", 0)
+        # To look at the node it is good enough.
+        assert len(t.rpc("status")["shards"]) == 2
+        t.close()
 
 
 class DevCluster:

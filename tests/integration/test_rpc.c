@@ -371,7 +371,7 @@ TEST(half_close_after_pipelining)
 	srv_defaults();
 	srv_begin();
 	c = client();
-	for (i = 0; i < 3000; i++) {
+	for (i = 0; i < 1500; i++) {
 		char params[64];
 
 		snprintf(params, sizeof(params), "['kv/%u','incr',{'key':'n'}]",
@@ -384,9 +384,9 @@ TEST(half_close_after_pipelining)
 	WAIT_FOR(!client_unsent(c));
 	client_half_close(c);
 	WAIT_FOR(c->closed);
-	EXPECT_UINT(c->answers, 3000);
+	EXPECT_UINT(c->answers, 1500);
 	EXPECT_UINT(c->errors, 0);
-	EXPECT_TRUE(all_seen(c, 3000));
+	EXPECT_TRUE(all_seen(c, 1500));
 	EXPECT_UINT(stats().broken, 0);
 	srv_end();
 }

@@ -166,7 +166,8 @@ static inline bool cluster_is_up(void)
 	unsigned i;
 
 	for (i = 1; i <= cl.n; i++)
-		if (cl.at[i].core != NULL && !cl.at[i].watching)
+		if (cl.at[i].core != NULL &&
+		    (!cl.at[i].watching || !directory_good(cl.at[i].directory)))
 			return false;
 	for (s = 0; s < rig.id.shards; s++) {
 		unsigned owner = cluster_owner(s);

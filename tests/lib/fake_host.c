@@ -167,7 +167,8 @@ static uint64_t unit_add(struct fake *f, const struct pack_w *unit)
 }
 
 static uint64_t host_propose(struct host *h, uint64_t epoch,
-			     const struct pack_w *unit, enum rc *why)
+			     const struct pack_w *unit, bool may_wait,
+			     enum rc *why)
 {
 	struct fake *f = of_host(h);
 
@@ -182,7 +183,18 @@ static uint64_t host_propose(struct host *h, uint64_t epoch,
 		return 0;
 	}
 	f->units_all++;
+	f->gathered = may_wait;
 	return unit_add(f, unit);
+}
+
+static void host_hurry(struct host *h, uint64_t epoch)
+{
+	struct fake *f = of_host(h);
+
+	if (epoch != f->epoch)
+		return;
+	f->gathered = false;
+	f->hurries++;
 }
 
 static uint64_t host_tick(struct host *h, uint64_t epoch)
@@ -195,6 +207,7 @@ static uint64_t host_tick(struct host *h, uint64_t epoch)
 		return f->tick_mark;
 	f->ticks++;
 	f->one_tick = true;
+	f->gathered = false;
 	f->tick_mark = unit_add(f, NULL);
 	return f->tick_mark;
 }
@@ -267,6 +280,7 @@ static const struct host_ops host_ops = {
 	.committed_stamp = host_stamp,
 	.propose = host_propose,
 	.tick = host_tick,
+	.hurry = host_hurry,
 	.prove = host_prove,
 	.admit = host_admit,
 	.call = host_call,

@@ -58,6 +58,8 @@ struct fake {
 	size_t units_all; /* Units ever proposed, ticks not counted. */
 	size_t ticks;
 	size_t proofs;
+	size_t hurries;
+	bool gathered; /* A unit waits that was not hurried. */
 	/* What the host answers. */
 	enum rc propose_rc; /* RC_OK: takes it. */
 	enum rc admit_rc;

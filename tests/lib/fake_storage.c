@@ -34,6 +34,7 @@ struct storage {
 	size_t jobs_n;
 	uint64_t applied;
 	uint64_t stamp_ns;
+	size_t flushes;
 };
 
 static int bytes_cmp(struct pack_bytes a, struct pack_bytes b)
@@ -411,7 +412,12 @@ void fake_storage_finish_all(struct storage *s)
 
 void storage_flush(struct storage *s)
 {
-	(void)s;
+	s->flushes++;
+}
+
+size_t fake_storage_flushes(const struct storage *s)
+{
+	return s->flushes;
 }
 
 /* ------------------------------------------------------------------ looking */

@@ -32,6 +32,8 @@ struct pack_bytes fake_storage_head(const struct storage *s,
 				    const struct oid *oid);
 size_t fake_storage_rows(const struct storage *s, const struct oid *oid,
 			 enum row_kind kind);
+/* How often somebody did not want to wait for the window. */
+size_t fake_storage_flushes(const struct storage *s);
 /* Flip a byte of a row's value. */
 void fake_storage_damage(struct storage *s, const struct oid *oid,
 			 enum row_kind kind, struct pack_bytes key);

@@ -23,7 +23,8 @@ static inline void say_pack(struct pack_w *w, const char *text)
 	char *copy = malloc(n + 1);
 	size_t i;
 
-	EXPECT_NOT_NULL(copy);
+	if (copy == NULL)
+		FAIL("no memory for %zu bytes", n);
 	for (i = 0; i <= n; i++)
 		copy[i] = text[i];
 	for (i = 0; i < n; i++)

@@ -1507,6 +1507,7 @@ struct limiter_history {
 	uint64_t burst;
 	unsigned keys;
 	bool forgets;
+	uint64_t lease;
 	struct limiter_call **calls;
 	size_t n;
 	size_t cap;
@@ -1518,7 +1519,7 @@ struct limiter_history *limiter_history_new(const char *name,
 					    enum limiter_class class,
 					    uint64_t limit, uint64_t period_ns,
 					    uint64_t burst, unsigned keys,
-					    bool forgets)
+					    bool forgets, uint64_t lease)
 {
 	struct limiter_history *h = sim_alloc(sizeof(*h));
 
@@ -1529,6 +1530,7 @@ struct limiter_history *limiter_history_new(const char *name,
 	h->burst = burst;
 	h->keys = keys;
 	h->forgets = forgets;
+	h->lease = lease;
 	return h;
 }
 
@@ -1682,6 +1684,43 @@ static double refilled(const struct limiter_history *h,
 	return d->stamp_lo > from_hi ? refill(h, d->stamp_lo - from_hi) : 0;
 }
 
+/* What owners that ended before `d`, and not before `from_ns`, may have lent
+ * and nobody spent. */
+static double lent(const struct limiter_history *h,
+		   const struct limiter_call *d, uint64_t from_ns)
+{
+	double sum = 0;
+	size_t i;
+
+	for (i = 0; h->lease > 0 && i < h->leads_n; i++)
+		if (h->leads[i] >= from_ns && h->leads[i] <= d->stamp_hi)
+			sum += (double)h->lease;
+	return sum;
+}
+
+/* Of them the permits that are missing since a lease was booked. */
+static double lent_most(const struct limiter_history *h,
+			struct limiter_call **calls, size_t end,
+			const double *sums, const struct limiter_call *d)
+{
+	double most = 0;
+	double taken;
+	size_t from;
+	size_t i;
+
+	for (i = 0; h->lease > 0 && i < h->leads_n; i++) {
+		if (h->leads[i] > d->stamp_hi)
+			continue;
+		for (from = 0;
+		     from < end && calls[from]->stamp_hi < h->leads[i]; from++)
+			;
+		taken = lent(h, d, h->leads[i]) + sums[end] - sums[from] -
+			refilled(h, d, h->leads[i]);
+		most = taken > most ? taken : most;
+	}
+	return most;
+}
+
 /* What `d` was denied for must have been there: the most that can have been
  * missing, if all was taken that may have been. */
 static bool denied_for_nothing(const struct limiter_history *h,
@@ -1689,17 +1728,18 @@ static bool denied_for_nothing(const struct limiter_history *h,
 			       const double *sums, const struct limiter_call *d,
 			       struct breach *out)
 {
-	double most = 0;
+	double most;
 	double taken;
 	size_t end = 0;
 	size_t i;
 
 	while (end < n && calls[end]->begun < d->ended)
 		end++;
+	most = lent_most(h, calls, end, sums, d);
 	for (i = 0; i < end; i++) {
 		if (!may_be_taken(calls[i]))
 			continue;
-		taken = sums[end] - sums[i] -
+		taken = sums[end] - sums[i] + lent(h, d, calls[i]->stamp_lo) -
 			refilled(h, d, calls[i]->stamp_hi);
 		most = taken > most ? taken : most;
 	}

@@ -143,7 +143,13 @@ enum verdict kv_history_check(struct kv_history *h, struct breach *out);
 
 /* ---- rate_limiter ---- */
 
-enum limiter_class { LIMITER_MEMORY, LIMITER_LAGGED, LIMITER_COMMITTED };
+enum limiter_class {
+	LIMITER_MEMORY,
+	LIMITER_LAGGED,
+	LIMITER_COMMITTED,
+	LIMITER_LEASED,
+	LIMITER_CLASSES,
+};
 
 struct limiter_call {
 	uint16_t key;
@@ -166,18 +172,20 @@ struct limiter_call {
 
 struct limiter_history;
 
-/* `forgets`: it may deny for no reason that can be seen. */
+/* `forgets`: it may deny for no reason that can be seen. `lease`: so many
+ * permits of a key may be lost with an owner. */
 struct limiter_history *limiter_history_new(const char *name,
 					    enum limiter_class class,
 					    uint64_t limit, uint64_t period_ns,
 					    uint64_t burst, unsigned keys,
-					    bool forgets);
+					    bool forgets, uint64_t lease);
 void limiter_history_free(struct limiter_history *h);
 struct limiter_call *limiter_history_add(struct limiter_history *h);
 size_t limiter_history_calls(const struct limiter_history *h);
 /* The i-th, in the order in which they were added. */
 struct limiter_call *limiter_history_call(struct limiter_history *h, size_t i);
-/* A new owner at `stamp_ns`: what was kept in memory begins empty there. */
+/* A new owner at `stamp_ns`: what was kept in memory begins empty there, what
+ * was lent is spent. */
 void limiter_history_lead(struct limiter_history *h, uint64_t stamp_ns);
 enum verdict limiter_history_check(struct limiter_history *h,
 				   struct breach *out);

@@ -16,6 +16,8 @@
 
 #define CHILDREN_MAX 16u
 #define REPORT_BYTES (4u << 20)
+/* For its last words. */
+#define LATE_SECONDS 5u
 
 struct child {
 	pid_t pid; /* 0: none. */
@@ -73,7 +75,7 @@ static const char *last_words(const char *report, char *line, size_t n)
 	return line;
 }
 
-/* The soft and the hard limit are one: either signal may come. */
+/* The soft limit first, if it is heard. */
 static bool is_late(int signal)
 {
 	return signal == SIGXCPU || signal == SIGKILL;
@@ -153,7 +155,7 @@ static struct child *free_child(void)
 
 bool farm_split(const struct task *t, struct finding **out)
 {
-	const struct rlimit limit = { seconds, seconds };
+	const struct rlimit limit = { seconds, seconds + LATE_SECONDS };
 	struct child *c = free_child();
 	pid_t pid;
 

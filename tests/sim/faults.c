@@ -9,7 +9,9 @@
 #include "node/core/bridge.h"
 #include "objects/directory_class.h"
 #include "tests/sim/client.h"
+#include "tests/sim/load.h"
 #include "tests/sim/memdisk.h"
+#include "tests/sim/watch.h"
 
 #define DAY_MS    INT64_C(86400000)
 #define HOUR_MS   INT64_C(3600000)
@@ -66,6 +68,7 @@ static const char *const names[FAULTS] = {
 	[FAULT_RING] = "ring",
 	[FAULT_CLIENT] = "client_cut",
 	[FAULT_TRANSFER] = "transfer",
+	[FAULT_REVOKE] = "rights_taken",
 	[FAULT_LATE] = "late_message",
 };
 
@@ -112,6 +115,16 @@ struct faults {
 	enum { MEND_NOTHING, MEND_ASK, MEND_WAIT, MEND_FORMAT } mending;
 	unsigned mending_node;
 	uint64_t mending_ms; /* Not before. */
+	/* Of the guest. */
+	enum {
+		RIGHTS_GIVEN,
+		RIGHTS_TAKING,
+		RIGHTS_TAKEN,
+		RIGHTS_GIVING
+	} rights;
+	uint64_t rights_ms; /* They change next, */
+	uint64_t rights_n;  /* for the n-th time. */
+	uint64_t move_ms;
 };
 
 /* ----------------------------------------------------------------- taking back
@@ -491,8 +504,7 @@ static bool lose(struct faults *f, enum world_fault_kind kind)
 
 /* ---------------------------------------------------- disks that are others */
 
-/* One disk at a time: what comes back without its ballot waits for the word of
- * every other voter. */
+/* A disk that comes in place of a lost one knows nobody's boots. */
 static bool nobody_is_lost(const struct trial *r)
 {
 	unsigned i;
@@ -503,10 +515,20 @@ static bool nobody_is_lost(const struct trial *r)
 	return true;
 }
 
+static bool nobody_is_rolled_back(const struct trial *r)
+{
+	unsigned i;
+
+	for (i = 0; i < r->swarm.nodes; i++)
+		if (r->machines[i].rolled_back)
+			return false;
+	return true;
+}
+
 static bool may_be_lost(struct faults *f, unsigned n)
 {
-	return nobody_is_lost(f->r) && !machine(f, n)->sick &&
-	       may_be_sick(f, n);
+	return !machine(f, n)->sick && may_be_sick(f, n) &&
+	       nobody_is_rolled_back(f->r);
 }
 
 /* Its peers know this disk in its newest boot, all of them. */
@@ -541,6 +563,17 @@ static void draw_incarnation(struct faults *f, struct machine *m)
 		m->incarnation[i] = (uint8_t)(1 + trial_random(f->r, 255));
 }
 
+/* Its first start is the one that its peers must refuse: nothing disturbs it.
+ */
+static void become_foreign(struct faults *f, struct machine *m)
+{
+	m->foreign = true;
+	m->foreign_boot = m->boots + 1;
+	m->ending = CRASH_KILL;
+	world_faults_clear(f->r->w, m->n);
+	f->arm[m->n].on = false;
+}
+
 static bool empty(struct faults *f)
 {
 	struct trial *r = f->r;
@@ -552,10 +585,7 @@ static bool empty(struct faults *f)
 	trial_crash(r, n, CRASH_POWER, CHECK_NEVER);
 	world_wipe(r->w, n);
 	draw_incarnation(f, m);
-	m->foreign = true;
-	m->foreign_boot = m->boots + 1;
-	world_faults_clear(r->w, n);
-	f->arm[n].on = false;
+	become_foreign(f, m);
 	if (trial_format(r, n, false))
 		m->boot_ms = trial_now(r) + down_ms(r);
 	return true;
@@ -589,15 +619,15 @@ static void older_due(struct faults *f)
 		return;
 	}
 	/* It would boot with a number that its peers have seen. */
-	if (!may_be_lost(f, m->n) || m->boots < f->stash_boots + 1 ||
-	    !is_known(r, m->n))
+	if (!nobody_is_lost(r) || !may_be_lost(f, m->n) ||
+	    m->boots < f->stash_boots + 1 || !is_known(r, m->n))
 		return;
 	trial_trace(r, "fault: %s", names[FAULT_OLDER]);
 	r->tally.faults[FAULT_OLDER]++;
 	trial_crash(r, m->n, CRASH_POWER, down_ms(r));
 	world_clone(r->w, TRIAL_STASH, m->n);
-	m->foreign = true;
-	m->foreign_boot = m->boots + 1;
+	become_foreign(f, m);
+	m->rolled_back = true;
 	f->stash = false;
 }
 
@@ -620,8 +650,7 @@ static bool copied(struct faults *f)
 		world_clone(r->w, from, TRIAL_SCRATCH);
 		world_copy(r->w, TRIAL_SCRATCH, n);
 	}
-	m->foreign = true;
-	m->foreign_boot = m->boots + 1;
+	become_foreign(f, m);
 	return true;
 }
 
@@ -635,6 +664,9 @@ static void readmitted(void *arg, const struct session_answer *a)
 	trial_trace(f->r, "n%u: readmitted: %s", f->mending_node + 1,
 		    rc_name(a->rc));
 	f->mending = a->rc == RC_OK ? MEND_FORMAT : MEND_ASK;
+	if (a->rc == RC_OK)
+		memcpy(machine(f, f->mending_node)->agreed,
+		       machine(f, f->mending_node)->incarnation, ID_BYTES);
 	f->mending_ms = trial_now(f->r) + MEND_AGAIN_MS;
 }
 
@@ -684,7 +716,8 @@ static void mend_begin(struct faults *f)
 		return;
 	for (i = 0; i < r->swarm.nodes; i++) {
 		m = machine(f, i);
-		if (!is_lost(r, m) || (!m->foreign && !nobody_is_lost(r)))
+		if (!is_lost(r, m) ||
+		    (!m->foreign && !nobody_is_rolled_back(r)))
 			continue;
 		if (m->state != MACHINE_DOWN)
 			trial_crash(r, i, CRASH_POWER, CHECK_NEVER);
@@ -712,6 +745,7 @@ static void mend_format(struct faults *f)
 	r->tally.faults[FAULT_READMIT]++;
 	trial_trace(r, "fault: %s", names[FAULT_READMIT]);
 	m->foreign = false;
+	m->rolled_back = false;
 	m->sick = false;
 	m->fresh = true;
 	m->boot_ms = trial_now(r) + trial_random(r, 500);
@@ -750,6 +784,120 @@ static void mend_tick(struct faults *f)
 		readmit(f);
 	else if (f->mending == MEND_FORMAT)
 		mend_format(f);
+}
+
+/* ----------------------------------------------------------------- rights */
+
+/* {version, changed, confirmed, missing}; false: it is not. */
+static bool read_taken(struct pack_bytes result, uint64_t *version, bool *all)
+{
+	struct pack_r r = pack_reader(result.p, result.n);
+	struct pack_bytes key;
+	uint32_t missing = 1;
+	uint32_t pairs;
+
+	if (pack_get_map(&r, &pairs) != RC_OK)
+		return false;
+	while (pairs-- > 0) {
+		enum rc rc = pack_get_bytes(&r, &key);
+
+		if (rc == RC_OK && pack_bytes_eq(key, "version", 7))
+			rc = pack_get_u64(&r, version);
+		else if (rc == RC_OK && pack_bytes_eq(key, "missing", 7))
+			rc = pack_get_array(&r, &missing);
+		else if (rc == RC_OK)
+			rc = pack_skip(&r, NULL);
+		if (rc != RC_OK)
+			return false;
+		/* Last, and of names. */
+		if (pack_bytes_eq(key, "missing", 7))
+			break;
+	}
+	*all = missing == 0;
+	return *version != 0;
+}
+
+static void rights_told(void *arg, const struct session_answer *a)
+{
+	struct faults *f = arg;
+	struct trial *r = f->r;
+	uint64_t version = 0;
+	bool all = false;
+
+	f->rights_ms = trial_now(r) + 1 + trial_random(r, 1500);
+	/* It may or may not have happened: the same again. */
+	if (a->rc != RC_OK) {
+		f->rights = f->rights == RIGHTS_TAKING ? RIGHTS_GIVEN
+						       : RIGHTS_TAKEN;
+		return;
+	}
+	f->rights_n++;
+	if (f->rights == RIGHTS_GIVING) {
+		f->rights = RIGHTS_GIVEN;
+		return;
+	}
+	f->rights = RIGHTS_TAKEN;
+	if (!read_taken(a->result, &version, &all)) {
+		trial_breach(r, "answer", "revoke: no version");
+		return;
+	}
+	r->tally.faults[FAULT_REVOKE]++;
+	trial_trace(r, "fault: %s, version %" PRIu64 "%s", names[FAULT_REVOKE],
+		    version, all ? ", all have confirmed" : "");
+	watch_taken(r->watch, version, all);
+}
+
+static void rights_ask(struct faults *f, bool give)
+{
+	static const char *const words[] = { "read", "write", "admin" };
+	struct pack_bytes who = load_principal(f->r->swarm.principals);
+	struct session_request q = {
+		.address = { (const uint8_t *)DIRECTORY_ADDRESS,
+			     sizeof(DIRECTORY_ADDRESS) - 1 },
+		.method = { (const uint8_t *)(give ? "grant" : "revoke"),
+			    give ? 5 : 6 },
+		.deadline_ms = 3000,
+	};
+	struct detail why = { { 0 }, { 0 } };
+	struct pack_w w;
+	char key[32];
+	size_t i;
+
+	/* One that was given up must not give them after they were taken. */
+	(void)snprintf(key, sizeof(key), "rights-%" PRIu64, f->rights_n);
+	q.idem = (struct pack_bytes){ (const uint8_t *)key, strlen(key) };
+	pack_w_init(&w, 1024);
+	pack_map(&w, give ? 5 : 1);
+	pack_cstr(&w, "principal");
+	pack_str(&w, (const char *)who.p, who.n);
+	if (give) {
+		pack_cstr(&w, "tenant");
+		pack_cstr(&w, "default");
+		pack_cstr(&w, "env");
+		pack_cstr(&w, "dev");
+		pack_cstr(&w, "class");
+		pack_cstr(&w, "*");
+		pack_cstr(&w, "rights");
+		pack_array(&w, ARRAY_LEN(words));
+		for (i = 0; i < ARRAY_LEN(words); i++)
+			pack_cstr(&w, words[i]);
+	}
+	q.args = (struct pack_bytes){ w.p, w.n };
+	CHECK(client_call(f->person, &q, rights_told, f, NULL, &why) == RC_OK);
+	pack_w_release(&w);
+}
+
+static void rights_tick(struct faults *f)
+{
+	bool give = f->rights == RIGHTS_TAKEN;
+
+	if (!f->r->swarm.guest || trial_now(f->r) < f->rights_ms ||
+	    f->rights == RIGHTS_TAKING || f->rights == RIGHTS_GIVING)
+		return;
+	f->rights = give ? RIGHTS_GIVING : RIGHTS_TAKING;
+	if (give)
+		watch_given(f->r->watch);
+	rights_ask(f, give);
 }
 
 /* ----------------------------------------------------------------- clocks */
@@ -892,6 +1040,26 @@ static bool partition(struct faults *f)
 	return split(f, set, cut_ms(r));
 }
 
+/* With a clock at half its pace it is the last to notice, and those who write
+ * find the next owner: who reads here must not be told. */
+static bool left_behind(struct faults *f, unsigned owner)
+{
+	struct trial *r = f->r;
+	uint64_t ms = 3 * r->swarm.core.election_ms;
+	uint32_t c;
+
+	if (!room_for(f, r->swarm.nodes * r->swarm.nodes +
+				 2 * r->swarm.clients + 1))
+		return false;
+	for (c = r->swarm.readers; c < r->swarm.clients; c++) {
+		cut(f, owner, NET_CLIENT + c, ms);
+		cut(f, NET_CLIENT + c, owner, ms);
+	}
+	world_drift(r->w, owner, -450000);
+	undo_in(f, drift_over, owner, owner, ms);
+	return split(f, 1u << owner, ms);
+}
+
 static bool alone(struct faults *f)
 {
 	struct trial *r = f->r;
@@ -899,6 +1067,8 @@ static bool alone(struct faults *f)
 
 	if (trial_lone(r) || owner < 0)
 		return false;
+	if (r->swarm.readers > 0)
+		return left_behind(f, (unsigned)owner);
 	return split(f, 1u << owner, 200 + cut_ms(r));
 }
 
@@ -1020,12 +1190,24 @@ static bool begin(struct faults *f, enum fault kind)
 	case FAULT_TRANSFER:
 		return transfer(f);
 	case FAULT_READMIT:
+	case FAULT_REVOKE:
 	case FAULT_LATE:
 		return false;
 	case FAULTS:
 		break;
 	}
 	UNREACHABLE();
+}
+
+/* Beside all else that goes wrong. */
+static void moves_tick(struct faults *f)
+{
+	struct trial *r = f->r;
+
+	if (r->swarm.moves_ms == 0 || trial_now(r) < f->move_ms)
+		return;
+	f->move_ms = trial_now(r) + 1 + trial_random(r, 2 * r->swarm.moves_ms);
+	r->tally.faults[FAULT_TRANSFER] += transfer(f);
 }
 
 void faults_tick(struct faults *f)
@@ -1039,6 +1221,8 @@ void faults_tick(struct faults *f)
 	if (f->stash)
 		older_due(f);
 	mend_tick(f);
+	rights_tick(f);
+	moves_tick(f);
 	if (trial_now(r) < f->next_ms || r->swarm.faults == 0)
 		return;
 	f->next_ms = trial_now(r) + 1 + trial_random(r, 2 * r->swarm.fault_ms);

@@ -26,9 +26,10 @@
 #define AUDIT_TRIES  200u
 /* A request may wait on its way: in front of a cut, at a node that stands
  * still. So long after its client gave it up it may still begin. */
-#define ASTRAY_MS      9000u
-#define ASTRAY_LONE_MS 300u
-#define MS_NS          UINT64_C(1000000)
+#define ASTRAY_MS       9000u
+#define ASTRAY_LONE_MS  300u
+#define ASTRAY_TWICE_MS 60000u
+#define MS_NS           UINT64_C(1000000)
 /* Of a relay's keys. */
 #define RELAY_WINDOW_MS 60000u
 /* A call ends at the latest so long after its deadline. */
@@ -138,12 +139,15 @@ struct op {
 	struct kv_call *kv;
 	struct limiter_call *limiter;
 	uint64_t ticket; /* 0: not started. */
+	uint64_t begun;  /* Events of the driver then. */
 	uint64_t begun_ms;
 	uint64_t deadline_ms;
 	uint64_t log_syncs; /* When it was sent. */
 	bool meta;
 	bool must_not_hang; /* Nothing it waits for takes long. */
 	uint64_t term;      /* Of the owner that answered, as meta says. */
+	uint64_t old_term;  /* Of the owner when it began, */
+	uint64_t old_now;   /* and its now. */
 	uint32_t tries;     /* How often the session sent it. */
 	TAILQ_ENTRY(op) link;
 };
@@ -185,12 +189,20 @@ struct pack_bytes load_principal(uint32_t i)
 				    strlen(names[i]) };
 }
 
+uint32_t load_caller(const struct swarm *s, uint32_t client)
+{
+	if (s->guest && client == s->clients - 1)
+		return s->principals;
+	return client % s->principals;
+}
+
 /* --------------------------------------------------------------- targets */
 
 static const char *const class_words[] = {
 	[LIMITER_MEMORY] = "memory",
 	[LIMITER_LAGGED] = "lagged",
 	[LIMITER_COMMITTED] = "committed",
+	[LIMITER_LEASED] = "leased",
 };
 
 static struct target *target_add(struct load *l, enum target_kind kind,
@@ -217,6 +229,18 @@ static void add_kv(struct load *l, uint32_t i, bool large)
 	t->kv = kv_history_new(t->address, t->keys + TTL_KEYS + 1);
 }
 
+/* Permits that an owner may have lent when it ends. */
+static uint64_t lease_of(const struct target *t)
+{
+	uint64_t lease = t->limit / 10;
+
+	if (t->class != LIMITER_LEASED)
+		return 0;
+	if (lease > t->burst)
+		lease = t->burst;
+	return lease > 0 ? lease : 1;
+}
+
 static void add_limiter(struct load *l, uint32_t i)
 {
 	struct trial *r = l->r;
@@ -225,18 +249,25 @@ static void add_limiter(struct load *l, uint32_t i)
 
 	(void)snprintf(name, sizeof(name), "limit%u", i);
 	t = target_add(l, TARGET_LIMITER, "rate_limiter", name);
-	t->class = (enum limiter_class)trial_random(r, 3);
+	t->class = (enum limiter_class)trial_random(r, LIMITER_CLASSES);
 	t->limit = 1 + trial_random(r, 50);
 	t->period_ms = 10 + trial_random(r, 2000);
 	t->burst = 1 + trial_random(r, 20);
+	/* What is lent is more than one, and it is used up most of the time. */
+	if (t->class == LIMITER_LEASED && trial_chance(r, 80)) {
+		t->limit = 20 + trial_random(r, 60);
+		t->period_ms = 2000 + trial_random(r, 20000);
+		t->burst = 5 + trial_random(r, 30);
+	}
 	/* What is kept in memory alone may be dropped when it is short. */
-	t->forgets = t->class == LIMITER_MEMORY &&
-		     (r->swarm.core.objects_max < 1000 ||
-		      r->swarm.core.objects_bytes_max < 1u << 20);
+	t->forgets =
+		(t->class == LIMITER_MEMORY || t->class == LIMITER_LEASED) &&
+		(r->swarm.core.objects_max < 1000 ||
+		 r->swarm.core.objects_bytes_max < 1u << 20);
 	t->limiter_keys = 1 + (uint32_t)trial_random(r, 3);
-	t->limiter = limiter_history_new(t->address, t->class, t->limit,
-					 t->period_ms * MS_NS, t->burst,
-					 t->limiter_keys, t->forgets);
+	t->limiter = limiter_history_new(
+		t->address, t->class, t->limit, t->period_ms * MS_NS, t->burst,
+		t->limiter_keys, t->forgets, lease_of(t));
 }
 
 static void add_relay(struct load *l, uint32_t i)
@@ -279,9 +310,14 @@ static void user_init(struct load *l, struct user *u, uint32_t number)
 	/* Some know one node only, and it may not be the owner's. */
 	if (u != &l->auditor && (r->swarm.fixed || trial_chance(r, 20)))
 		nodes = 1u << trial_random(r, r->swarm.nodes);
+	/* Who writes goes where the owner is. */
+	if (u != &l->auditor && r->swarm.readers > 0)
+		nodes = number < r->swarm.readers
+				? 1u << number % r->swarm.nodes
+				: all;
 	u->l = l;
 	u->number = number;
-	u->principal = number % r->swarm.principals;
+	u->principal = load_caller(&r->swarm, number);
 	u->client = client_new(r->w, r->net, number, r->seed, nodes);
 }
 
@@ -441,6 +477,7 @@ static void op_send(struct op *op)
 	if (q->idem != 0)
 		(void)snprintf(key, sizeof(key), "idem-%" PRIu64, q->idem);
 	r.idem = text(key);
+	op->begun = l->r->now;
 	op->req->sent++;
 	l->r->tally.calls++;
 	CHECK(op->user->principal == q->principal);
@@ -515,12 +552,13 @@ static struct kv_call *kv_again(const struct request *q)
 }
 
 /* Its end is told later: when it can have no effect any more. */
-static void go_astray(struct op *op)
+static void go_astray(const struct op *op, struct kv_call *kv,
+		      struct limiter_call *limiter)
 {
 	struct astray *a = sim_alloc(sizeof(*a));
 
-	a->kv = op->kv;
-	a->limiter = op->limiter;
+	a->kv = kv;
+	a->limiter = limiter;
 	a->shard = op->req->t->shard;
 	a->ms = trial_now(op->l->r) + op->deadline_ms +
 		(trial_lone(op->l->r) ? ASTRAY_LONE_MS : ASTRAY_MS);
@@ -560,15 +598,17 @@ void load_tick(struct load *l)
 	}
 }
 
-/* It was sent again after its record may have expired: a try before the one
- * that was answered may have happened, too. */
+/* It was sent more than once: a try that was not answered may come when the
+ * record has expired, also after the answer. */
 static void note_tries(struct op *op)
 {
 	struct kv_call *c = op->kv;
-	uint64_t hi = stamp_hi(op->l, op->req->t);
+	uint64_t took = stamp_hi(op->l, op->req->t) - c->stamp_lo;
 	struct kv_call *before;
 
-	if (c->idem == 0 || op->tries < 2 || hi - c->stamp_lo < c->window_ns)
+	/* Most windows are longer than any trial. */
+	if (c->idem == 0 || op->tries < 2 ||
+	    took + ASTRAY_TWICE_MS * MS_NS < c->window_ns)
 		return;
 	before = kv_again(op->req);
 	before->begun = c->begun;
@@ -577,8 +617,7 @@ static void note_tries(struct op *op)
 	before->args = c->args;
 	before->window_ns = c->window_ns;
 	before->end = CALL_UNKNOWN;
-	before->ended = op->l->r->now;
-	before->stamp_hi = hi;
+	go_astray(op, before, NULL);
 }
 
 static void note_end(struct op *op, enum call_end end)
@@ -604,7 +643,7 @@ static void note_end(struct op *op, enum call_end end)
 		op->limiter->term = op->term;
 	}
 	if (!known && (op->kv != NULL || op->limiter != NULL))
-		go_astray(op);
+		go_astray(op, op->kv, op->limiter);
 	if (op->kind == OP_RELAY && op->req->relay != NULL) {
 		struct relay_call *rc = op->req->relay;
 
@@ -737,6 +776,10 @@ static void limiter_done(struct op *op, struct pack_bytes result)
 	uint64_t remaining = 0;
 	uint64_t retry_ms = 0;
 
+	/* It was the same owner: nothing of it was decided earlier. */
+	if (op->term != 0 && op->term == op->old_term &&
+	    op->old_now > c->stamp_lo)
+		c->stamp_lo = op->old_now;
 	if (c->reset)
 		return;
 	if (!wire_verdict(result, &c->allowed, &remaining, &retry_ms) ||
@@ -939,14 +982,43 @@ static bool may_be_damaged(const struct trial *r)
 	return false;
 }
 
+static bool is_guest(const struct op *op)
+{
+	const struct swarm *s = &op->l->r->swarm;
+
+	return s->guest && op->user->principal == s->principals;
+}
+
+/* D10. What is answered before it is proved may be a little late. */
+static void check_rights(const struct op *op)
+{
+	const struct target *t = op->req->t;
+	bool proved = t->limiter == NULL || t->class == LIMITER_COMMITTED ||
+		      t->class == LIMITER_LEASED || op->kind == OP_POLICY;
+
+	if (is_guest(op) && proved && watch_refuses(op->l->r->watch, op->begun))
+		trial_breach(op->l->r, "D10",
+			     "%s %s was answered, and a majority had taken "
+			     "its caller's rights before it began",
+			     t->address, op->req->method);
+}
+
 static enum call_end op_failed(struct op *op, const struct answer *a)
 {
-	if (a->rc == RC_INTERNAL && !may_be_damaged(op->l->r))
+	bool damaged = may_be_damaged(op->l->r);
+
+	if (a->rc == RC_INTERNAL && !damaged)
 		trial_breach(op->l->r, "internal", "%s %s: %s",
 			     op->req->t->address, op->req->method,
 			     a->why->text);
 	if (a->outcome == OUTCOME_UNKNOWN)
 		return CALL_UNKNOWN;
+	/* An owner that has just found its state damaged. */
+	if (a->rc == RC_INTERNAL && damaged)
+		return CALL_REFUSED;
+	/* Whether there is such a key is not told to who has no rights. */
+	if (is_guest(op) && (a->rc == RC_NOT_FOUND || a->rc == RC_DENIED))
+		return CALL_REFUSED;
 	if (op->kind == OP_KV && wire_kv_failure(op->kv, a->rc, a->why))
 		return CALL_FAILED;
 	if (a->rc == RC_CONFLICT && op->kind == OP_POLICY)
@@ -1026,6 +1098,8 @@ static void replied(void *arg, const struct session_answer *said)
 		op_done(op, &a);
 	else
 		end = op_failed(op, &a);
+	if (end == CALL_DONE || end == CALL_FAILED)
+		check_rights(op);
 	note_end(op, end);
 	world_note(r->w, &a.rc, sizeof(a.rc));
 	world_note(r->w, a.result.p, a.result.n);
@@ -1297,11 +1371,14 @@ static void send_again(struct load *l, struct request *q)
 	send_kv(l, u, q, kv_again(q));
 }
 
-static struct kv_call *new_call(struct load *l, struct target *t, bool keyed)
+static struct kv_call *new_call(struct load *l, const struct user *u,
+				struct target *t, bool keyed)
 {
 	struct trial *r = l->r;
 	struct kv_call *c;
 
+	if (u->number < r->swarm.readers)
+		return new_single(l, t, KV_GET);
 	if (trial_chance(r, r->swarm.destroys)) {
 		c = kv_history_add(t->kv, 1);
 		c->kind = KV_DESTROY;
@@ -1322,7 +1399,7 @@ static void kv_one(struct load *l, struct user *u, struct target *t)
 {
 	struct trial *r = l->r;
 	bool keyed = trial_chance(r, r->swarm.keyed);
-	struct kv_call *c = new_call(l, t, keyed);
+	struct kv_call *c = new_call(l, u, t, keyed);
 	struct request *q = kv_request(l, u, t, c);
 
 	/* Of a large value the answer could not be recorded. */
@@ -1384,6 +1461,21 @@ static void limiter_args(struct request *q, const struct limiter_call *c)
 	pack_cstr(&q->args, key);
 }
 
+/* What the owner's clock says as the call begins. */
+static void owner_now(struct op *op)
+{
+	struct trial *r = op->l->r;
+	uint32_t shard = op->req->t->shard;
+	int owner = trial_owner(r, shard);
+	struct bridge *b;
+
+	if (owner < 0)
+		return;
+	b = core_bridge(r->machines[owner].core, shard);
+	if (shard_leads(bridge_shard(b), &op->old_term))
+		op->old_now = bridge_now_ns(b);
+}
+
 static void limiter_one(struct load *l, struct user *u, struct target *t)
 {
 	struct trial *r = l->r;
@@ -1412,7 +1504,8 @@ static void limiter_one(struct load *l, struct user *u, struct target *t)
 	c->stamp_lo = stamp_lo(l, t);
 	op = op_new(l, u, OP_LIMITER, q);
 	op->limiter = c;
-	op->meta = op->meta || t->class == LIMITER_LAGGED;
+	op->meta = trial_chance(r, 90) || t->class == LIMITER_LAGGED;
+	owner_now(op);
 	request_drop(q);
 	op_send(op);
 }

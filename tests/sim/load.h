@@ -15,6 +15,8 @@ void load_free(struct load *l);
 
 /* The name of the i-th principal; it outlives every call. */
 struct pack_bytes load_principal(uint32_t i);
+/* Which of them a client is. The guest is the one behind all others. */
+uint32_t load_caller(const struct swarm *s, uint32_t client);
 
 /* The users begin; nothing needs to run yet. */
 void load_start(struct load *l);

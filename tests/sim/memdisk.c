@@ -958,6 +958,7 @@ static enum rc mem_write(struct disk_file *file, const void *p, size_t n,
 	struct mem_file *f = file_of(file);
 	struct memdisk *d = f->d;
 	enum world_fault_kind kind;
+	uint64_t missing;
 
 	check_direct(f, p, n, off);
 	PRE(!(f->flags & DISK_READONLY));
@@ -967,7 +968,10 @@ static enum rc mem_write(struct disk_file *file, const void *p, size_t n,
 		return RC_OK;
 	if (fault_fires(d, WORLD_WRITE, f->name, NULL, &kind))
 		return write_fault(d, f, p, n, off, kind);
-	if (d->used + missing_chunks(f->inode, n, off) * CHUNK > d->capacity)
+	missing = missing_chunks(f->inode, n, off);
+	/* What is overwritten in place needs no room, also when a power cut
+	 * brought back what had been removed. */
+	if (missing > 0 && d->used + missing * CHUNK > d->capacity)
 		return RC_NO_SPACE;
 	write_bytes(d, f, p, n, off);
 	return RC_OK;

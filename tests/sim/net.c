@@ -96,6 +96,7 @@ struct net {
 	uint64_t serial;
 	bool up[NET_NODES_MAX];
 	unsigned cuts[NET_ENDS][NET_ENDS];
+	bool no_bulk[NET_NODES_MAX][NET_NODES_MAX];
 	uint64_t clogged_ns[NET_ENDS][NET_ENDS];
 	uint64_t silent_ns[NET_ENDS][NET_ENDS]; /* Since then; 0: it is not. */
 	struct net_link_end ends[NET_NODES_MAX][LINKS];
@@ -299,7 +300,7 @@ static void join_due(void *arg)
 	if (!n->up[a] || j->half[0].serial != 0 || j->opening != 0)
 		return;
 	if (!answers(n, a) || !answers(n, b) || net_is_cut(n, a, b) ||
-	    net_is_cut(n, b, a)) {
+	    net_is_cut(n, b, a) || (j->kind == LINK_BULK && n->no_bulk[a][b])) {
 		join_try(j);
 		return;
 	}
@@ -799,6 +800,7 @@ void net_mend_all(struct net *n)
 	unsigned a;
 	unsigned b;
 
+	memset(n->no_bulk, 0, sizeof(n->no_bulk));
 	for (a = 0; a < NET_ENDS; a++)
 		for (b = 0; b < NET_ENDS; b++) {
 			n->clogged_ns[a][b] = 0;
@@ -821,19 +823,29 @@ static void half_reset(struct half *h)
 		way_put(&h->in, PARCEL_END, h->serial, NULL, 0);
 }
 
+static void join_reset(struct half *h)
+{
+	/* A connection that is being made is not there yet. */
+	if (h->join->opening != 0)
+		return;
+	half_reset(h);
+	half_reset(other_half(h));
+}
+
+void net_refuse_bulk(struct net *n, unsigned a, unsigned b)
+{
+	PRE(is_node(a) && is_node(b));
+	n->no_bulk[a][b] = true;
+	n->no_bulk[b][a] = true;
+	join_reset(half_at(n, a, b, LINK_BULK));
+}
+
 void net_reset(struct net *n, unsigned a, unsigned b)
 {
 	unsigned k;
 
-	for (k = 0; k < LINKS && is_node(a) && is_node(b); k++) {
-		struct half *h = half_at(n, a, b, (enum link_kind)k);
-
-		/* A connection that is being made is not there yet. */
-		if (h->join->opening != 0)
-			continue;
-		half_reset(h);
-		half_reset(other_half(h));
-	}
+	for (k = 0; k < LINKS && is_node(a) && is_node(b); k++)
+		join_reset(half_at(n, a, b, (enum link_kind)k));
 	if (is_node(a) && !is_node(b)) {
 		struct net_stream *s = &n->streams[b - NET_CLIENT][a];
 

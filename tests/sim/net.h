@@ -70,6 +70,9 @@ void net_down(struct net *n, unsigned node, bool dark);
 void net_cut(struct net *n, unsigned from, unsigned to);
 void net_mend(struct net *n, unsigned from, unsigned to);
 void net_mend_all(struct net *n);
+/* Between two nodes the link for calls and snapshots is refused, until all is
+ * mended. */
+void net_refuse_bulk(struct net *n, unsigned a, unsigned b);
 bool net_is_cut(const struct net *n, unsigned from, unsigned to);
 /* What is sent that way comes after `ms` at the earliest. */
 void net_clog(struct net *n, unsigned from, unsigned to, uint32_t ms);

@@ -20,6 +20,7 @@
 
 #define SECONDS_OF_A_TRIAL 60u
 #define TWICE_EVERY        100u
+#define JOBS_MAX           16u
 
 struct options {
 	uint64_t from;
@@ -41,7 +42,8 @@ struct options {
 	uint64_t within; /* Seeds, for each mutant. */
 };
 
-static struct options opt = { .jobs = 2, .stride = 1, .within = 500 };
+/* No jobs: as many as there are cores. */
+static struct options opt = { .stride = 1, .within = 500 };
 
 static struct ledger ledger;
 /* As ./check counts. */
@@ -237,7 +239,7 @@ static _Noreturn void usage(int status)
 		"  --mutants            each of them, until it is caught\n"
 		"  --focus NAME         with seeds: trials of one kind\n"
 		"  --regressions FILE   known seeds, first\n"
-		"  --jobs N             processes at once (2)\n"
+		"  --jobs N             processes at once (one a core)\n"
 		"  --json               the ledger as JSON, last\n"
 		"  --quiet              only what is wrong\n"
 		"  --trace              every event, as it happens\n");
@@ -321,13 +323,22 @@ static void parse(int argc, char **argv)
 			usage(strcmp(a, "--help") == 0 ? 0 : 2);
 		}
 	}
-	if (opt.jobs < 1 || opt.jobs > 16 || opt.stride < 1)
+	if (opt.jobs > JOBS_MAX || opt.stride < 1)
 		usage(2);
 	if (opt.mutant != NULL) {
 		mutant_now = mutant_parse(opt.mutant);
 		if (mutant_now == MUTANTS)
 			usage(2);
 	}
+}
+
+static unsigned cores(void)
+{
+	long n = sysconf(_SC_NPROCESSORS_ONLN);
+
+	if (n < 1)
+		return 1;
+	return n < (long)JOBS_MAX ? (unsigned)n : JOBS_MAX;
 }
 
 /* Addresses are part of the world: with them always the same, so is a trial. */
@@ -345,6 +356,8 @@ int main(int argc, char **argv)
 {
 	fix_addresses(argv);
 	parse(argc, argv);
+	if (opt.jobs == 0)
+		opt.jobs = cores();
 	farm_init(opt.jobs, SECONDS_OF_A_TRIAL);
 	run_regressions();
 	if (opt.range)

@@ -13,6 +13,8 @@ const char *const focus_names[FOCUSES] = {
 	[FOCUS_KEYS] = "keys",       [FOCUS_VOTES] = "votes",
 	[FOCUS_INSTALL] = "install", [FOCUS_OWNERS] = "owners",
 	[FOCUS_LIMITS] = "limits",   [FOCUS_LOST] = "lost",
+	[FOCUS_MOVES] = "moves",     [FOCUS_RIGHTS] = "rights",
+	[FOCUS_STALE] = "stale",
 };
 
 static uint32_t between(struct prng *p, uint32_t least, uint32_t most)
@@ -48,6 +50,8 @@ static void draw_core(struct swarm *s, struct prng *p)
 		chance(p, 50) ? between(p, 0, 30) : between(p, 0, 400);
 	c->checkpoint_bytes =
 		chance(p, 60) ? between(p, 32, 512) << 10 : 16u << 20;
+	if (chance(p, 40))
+		c->scrub_ms = between(p, 50, 2000);
 }
 
 static void draw_net(struct swarm *s, struct prng *p)
@@ -79,7 +83,7 @@ static void draw_faults(struct swarm *s, struct prng *p)
 		if (chance(p, share))
 			s->faults |= BIT(f);
 	/* At most one kind of lying and one of lost disks. */
-	if (!chance(p, 35))
+	if (!chance(p, 45))
 		s->faults &= ~(BIT(FAULT_FLIP) | BIT(FAULT_FLIP_LIVE) |
 			       BIT(FAULT_LOST) | BIT(FAULT_MISDIRECTED));
 	if (!chance(p, 60))
@@ -91,6 +95,8 @@ static void draw_faults(struct swarm *s, struct prng *p)
 	s->slow_syncs = chance(p, 12);
 	s->slow_storage = chance(p, 25);
 	s->restart = chance(p, 30);
+	s->moves_ms = chance(p, 10) ? between(p, 10, 300) : 0;
+	s->hash_ms = chance(p, 30) ? between(p, 50, 1000) : 0;
 }
 
 static void draw_work(struct swarm *s, struct prng *p)
@@ -117,6 +123,7 @@ static void draw_work(struct swarm *s, struct prng *p)
 	s->fixed = chance(p, 20);
 	s->deadline_ms =
 		chance(p, 70) ? between(p, 400, 2000) : between(p, 2000, 5000);
+	s->guest = s->clients > 2 && chance(p, 20);
 }
 
 static void draw_lone(struct swarm *s, struct prng *p)
@@ -163,6 +170,37 @@ static void draw_install(struct swarm *s, struct prng *p)
 	s->think_ms = between(p, 2, 20);
 }
 
+/* Between the moment when others elect an owner and the one when he who was cut
+ * off resigns: the longer that is, and the more is written and read meanwhile,
+ * the better. A write at the old owner would hold up who reads behind it, and
+ * calls that hang would keep others from writing at the new one. */
+static void draw_stale(struct swarm *s, struct prng *p)
+{
+	s->core.election_ms = between(p, 300, 1000);
+	s->core.heartbeat_ms = s->core.election_ms / 6;
+	s->net.dead_ms = 4 * s->core.election_ms;
+	s->shards = between(p, 1, 3);
+	s->readers = s->nodes;
+	s->clients = s->nodes + 3;
+	s->guest = false;
+	s->reads = 10;
+	s->depth = 3;
+	s->burst = 1;
+	s->think_ms = between(p, 10, 40);
+	s->calls_max = 6000;
+	s->deadline_ms = between(p, 100, 400);
+	s->small = between(p, 1, 2);
+	s->large = 0;
+	s->limiters = 0;
+	s->relays = 0;
+	s->keys = between(p, 1, 3);
+	s->keyed = 0;
+	s->ttl = 0;
+	s->destroys = 0;
+	s->faults = BIT(FAULT_ALONE);
+	s->fault_ms = 4 * s->core.election_ms;
+}
+
 static void draw_focus(struct swarm *s, struct prng *p, enum focus focus)
 {
 	switch (focus) {
@@ -176,11 +214,7 @@ static void draw_focus(struct swarm *s, struct prng *p, enum focus focus)
 		s->bulk = true;
 		return;
 	case FOCUS_DAMAGE:
-		/* Alone nobody else has what is damaged. */
-		if (chance(p, 50)) {
-			s->nodes = 1;
-			draw_lone(s, p);
-		}
+		s->fault_ms = between(p, 100, 500);
 		s->faults = BIT(FAULT_FLIP) | BIT(FAULT_FLIP_LIVE) |
 			    BIT(FAULT_KILL) | BIT(FAULT_POWER);
 		if (s->nodes > 1)
@@ -222,16 +256,41 @@ static void draw_focus(struct swarm *s, struct prng *p, enum focus focus)
 	case FOCUS_LOST:
 		s->faults &= ~(BIT(FAULT_FLIP) | BIT(FAULT_FLIP_LIVE) |
 			       BIT(FAULT_LOST) | BIT(FAULT_MISDIRECTED));
+		/* One after the other, as soon as the last is whole again. */
+		if (chance(p, 60))
+			s->faults &= BIT(FAULT_TRANSFER) | BIT(FAULT_PAUSE) |
+				     BIT(FAULT_JUMP);
 		s->faults |=
 			BIT(FAULT_EMPTY) | BIT(FAULT_OLDER) | BIT(FAULT_COPIED);
-		s->fault_ms = between(p, 300, 1000);
+		s->fault_ms = between(p, 200, 700);
+		s->ms = between(p, 12000, 25000);
 		return;
 	case FOCUS_LIMITS:
 		s->limiters = 3;
 		s->small = 1;
 		s->large = 0;
 		s->relays = 0;
-		s->faults |= BIT(FAULT_ALONE) | BIT(FAULT_PAUSE);
+		s->think_ms = between(p, 5, 40);
+		s->faults |=
+			BIT(FAULT_ALONE) | BIT(FAULT_PAUSE) | BIT(FAULT_KILL);
+		return;
+	case FOCUS_MOVES:
+		s->moves_ms = between(p, 10, 100);
+		s->faults |= BIT(FAULT_TRANSFER);
+		s->slow_syncs = chance(p, 40);
+		return;
+	case FOCUS_RIGHTS:
+		s->clients = 4;
+		s->guest = true;
+		s->think_ms = between(p, 5, 40);
+		/* Some hear of a change late, and of each other at once. */
+		s->faults = BIT(FAULT_RING) | BIT(FAULT_ONE_WAY) |
+			    BIT(FAULT_CLOG) | BIT(FAULT_TRANSFER) |
+			    (s->faults & (BIT(FAULT_PAUSE) | BIT(FAULT_KILL)));
+		s->fault_ms = between(p, 100, 800);
+		return;
+	case FOCUS_STALE:
+		draw_stale(s, p);
 		return;
 	case FOCUSES:
 		break;
@@ -251,7 +310,19 @@ static enum focus some_focus(struct prng *p)
 		return FOCUS_INSTALL;
 	if (x < 30)
 		return FOCUS_VOTES;
-	return x < 36 ? FOCUS_OWNERS : FOCUS_NONE;
+	if (x < 36)
+		return FOCUS_OWNERS;
+	if (x < 47)
+		return FOCUS_LOST;
+	if (x < 55)
+		return FOCUS_DAMAGE;
+	if (x < 59)
+		return FOCUS_LIMITS;
+	if (x < 62)
+		return FOCUS_MOVES;
+	if (x < 65)
+		return FOCUS_RIGHTS;
+	return x < 69 ? FOCUS_STALE : FOCUS_NONE;
 }
 
 void swarm_draw(struct swarm *s, uint64_t seed, enum focus focus)
@@ -261,8 +332,9 @@ void swarm_draw(struct swarm *s, uint64_t seed, enum focus focus)
 	prng_seed(&p, seed, 7);
 	if (focus == FOCUS_NONE)
 		focus = some_focus(&p);
-	*s = (struct swarm){ .nodes = chance(&p, 85) ? 3 : 5,
-			     .shards = between(&p, 1, 4),
+	*s = (struct swarm){ .nodes = chance(&p, 80) ? 3 : 5,
+			     .shards = chance(&p, 90) ? between(&p, 1, 4)
+						      : between(&p, 5, 8),
 			     .ms = between(&p, 5000, 25000),
 			     .calls_max = 3000 };
 	if (focus == FOCUS_LONE)

@@ -218,6 +218,30 @@ TEST(nw1_a_partial_partition_moves_no_term)
 	cluster_end();
 }
 
+/* Who owns a shard and does not see the owner of the directory serves all the
+ * same: a majority is there for both. */
+TEST(nw1_a_partial_partition_stops_no_owner)
+{
+	unsigned i;
+
+	begin(3, 2);
+	gather(1);
+	EXPECT_RC(core_transfer(cl.at[1].core, DIRECTORY_SHARD, 2), RC_OK);
+	for (i = 0; i < 100 && cluster_owner(DIRECTORY_SHARD) != 2; i++)
+		cluster_run(20);
+	EXPECT_UINT(cluster_owner(DIRECTORY_SHARD), 2);
+	cluster_settle();
+	cluster_cut(1, 2);
+	for (i = 0; i < 40; i++) {
+		write_ok(1, object_in(1));
+		cluster_run(1000);
+	}
+	EXPECT_UINT(cluster_owner(1), 1);
+	net_mend_all(cl.net);
+	cluster_settle();
+	cluster_end();
+}
+
 /* Five in a row, each with a link to its neighbours only, the leader in the
  * middle. */
 TEST(nw2_a_chain_of_five_keeps_its_leader)
@@ -719,6 +743,72 @@ static uint64_t p99_of(unsigned at, unsigned rounds)
 			ms[j - 1] = x;
 		}
 	return ms[rounds * 99 / 100];
+}
+
+/* ---- a disk that is full ---- */
+
+static bool nothing_at_2(void)
+{
+	uint32_t s;
+	unsigned o;
+
+	for (s = 0; s < rig.id.shards; s++) {
+		o = cluster_owner(s);
+		if (o == 0 || o == 2)
+			return false;
+	}
+	return true;
+}
+
+static bool something_at_2(void)
+{
+	uint32_t s;
+
+	for (s = 0; s < rig.id.shards; s++)
+		if (cluster_owner(s) == 2)
+			return true;
+	return false;
+}
+
+/* One voter's disk is down to its reserve. What it owned is owned by those who
+ * have room, so that nothing is refused; what they take does not end it. */
+TEST(dk3_one_full_voter_stops_nothing)
+{
+	static char args[40u << 10];
+	const uint64_t all = (uint64_t)1 << 40;
+	uint32_t s;
+	unsigned i;
+
+	cluster_new(3, 31);
+	rig.cfg.spread = true;
+	rig.cfg.reserve_bytes = 4u << 20;
+	for (i = 1; i <= 3; i++)
+		cluster_boot(i);
+	cluster_settle();
+	EXPECT_TRUE(cluster_until(something_at_2, RIG_WAIT_MS));
+	world_capacity(rig.w, 1, world_used(rig.w, 1) + (1u << 20));
+	EXPECT_TRUE(cluster_until(nothing_at_2, 3000));
+	cluster_settle();
+	for (i = 0; i < 200; i++) {
+		for (s = 0; s < rig.id.shards; s++) {
+			snprintf(args, sizeof(args),
+				 "{'key':'k%u','value':'%032768u'}", i, i);
+			EXPECT_RC(cluster_ask(1, "me", object_in(s), "put",
+					      args, NULL)
+					  ->rc,
+				  RC_OK);
+		}
+		EXPECT_TRUE(world_alive(rig.w, 1));
+	}
+	cluster_run(10000);
+	EXPECT_TRUE(nothing_at_2());
+	EXPECT_TRUE(world_alive(rig.w, 1));
+	world_capacity(rig.w, 1, all);
+	EXPECT_TRUE(cluster_until(something_at_2, 30000));
+	cluster_settle();
+	for (s = 0; s < rig.id.shards; s++)
+		write_ok(2, object_in(s));
+	cluster_end();
 }
 
 TEST(sl2_a_slow_follower_slows_nobody)

@@ -465,6 +465,49 @@ TEST(a_damaged_log_is_rebuilt_from_a_leader)
 	teardown();
 }
 
+/* It stood for election, and nobody heard of it. */
+static void raise_term(unsigned i, uint64_t by)
+{
+	struct ballot_change change = { .shard = CR_SHARD };
+	struct ballot *b;
+
+	EXPECT_RC(ballot_open(world_disk(c.w, i), c.log_cfg.shards, &b, NULL),
+		  RC_OK);
+	change.slot = ballot_get(b, CR_SHARD);
+	change.slot.term += by;
+	change.slot.vote = i + 1;
+	EXPECT_RC(ballot_write(b, &change, 1, NULL), RC_OK);
+	ballot_close(b);
+}
+
+TEST(a_damaged_log_of_a_later_term)
+{
+	uint64_t term;
+	unsigned f;
+	int l;
+
+	setup(3, 21);
+	cluster_boot_all(&c);
+	l = cluster_elect(&c);
+	cluster_write(&c, 30);
+	term = shard_term(c.node[l].shard);
+	f = (unsigned)(l + 1) % 3;
+	cluster_kill(&c, f);
+	raise_term(f, 3);
+	damage_log(f);
+	cluster_write(&c, 3);
+	cluster_boot(&c, f);
+	EXPECT_INT(view_of(f).health, SHARD_LOG_BAD);
+	EXPECT_UINT(shard_term(c.node[f].shard), term + 3);
+	cluster_run(&c, 5000);
+	EXPECT_INT(view_of(f).health, SHARD_WHOLE);
+	l = cluster_elect(&c);
+	EXPECT_TRUE(shard_term(c.node[l].shard) > term + 3);
+	cluster_write(&c, 10);
+	cluster_settle(&c);
+	teardown();
+}
+
 /* With the third dead nobody can say what it had acknowledged. */
 TEST(a_damaged_log_waits_for_a_majority_without_it)
 {
@@ -553,8 +596,11 @@ TEST(a_lost_ballot_starts_in_a_new_term)
 	cluster_cut(&c, f, d);
 	cluster_boot(&c, f);
 	EXPECT_INT(view_of(f).health, SHARD_LOG_BAD);
+	EXPECT_UINT(shard_leader(c.node[f].shard), 0);
 	cluster_run(&c, 4000);
 	EXPECT_INT(view_of(f).health, SHARD_LOG_BAD);
+	/* It can ask who the others are now. */
+	EXPECT_UINT(shard_leader(c.node[f].shard), (unsigned)l + 1);
 	term = shard_term(c.node[l].shard);
 	cluster_heal(&c);
 	cluster_run(&c, 4000);
@@ -801,6 +847,88 @@ TEST(a_full_disk_stops_nobody)
 	cr_save(&c.node[full]);
 	cluster_settle(&c);
 	cluster_write(&c, 3);
+	teardown();
+}
+
+static void shard_is_closed(void *arg)
+{
+	*(struct shard **)arg = NULL;
+}
+
+/* What waits for room in the log was acknowledged to nobody: a node that is
+ * told to stop does not wait for it. */
+TEST(a_full_log_does_not_hold_up_the_end)
+{
+	struct shard *closing;
+	unsigned full;
+	int l;
+
+	setup(3, 30);
+	cluster_boot_all(&c);
+	l = cluster_elect(&c);
+	cluster_write(&c, 10);
+	full = (unsigned)(l + 1) % 3;
+	c.node[full].hoards = true;
+	world_capacity(c.w, full, 3u << 20);
+	c.bytes = 32u << 10;
+	cluster_write(&c, 400);
+	cluster_run(&c, 500);
+	closing = c.node[full].shard;
+	EXPECT_TRUE(shard_durable_index(closing) < shard_last_index(closing));
+	shard_close(closing, shard_is_closed, &c.node[full].shard);
+	cluster_run(&c, 2000);
+	EXPECT_TRUE(c.node[full].shard == NULL);
+	cluster_kill(&c, full);
+	world_capacity(c.w, full, (uint64_t)1 << 40);
+	c.node[full].hoards = false;
+	cluster_boot(&c, full);
+	cluster_settle(&c);
+	cluster_write(&c, 3);
+	teardown();
+}
+
+/* DK3: a voter that has no room for more acknowledges no more and takes no
+ * copy; its leader knows, and it comes after when it has. */
+TEST(a_full_voter_takes_nothing)
+{
+	struct transport_stats before;
+	struct transport_stats after;
+	struct shard_view view;
+	uint64_t held;
+	unsigned full;
+	unsigned i;
+	int l;
+
+	setup(3, 29);
+	cluster_boot_all(&c);
+	l = cluster_elect(&c);
+	cluster_write(&c, 10);
+	cluster_settle(&c);
+	full = (unsigned)(l + 1) % 3;
+	held = shard_last_index(c.node[full].shard);
+	shard_room(c.node[full].shard, true, true);
+	c.bytes = 4u << 10;
+	for (i = 0; i < 20; i++)
+		cluster_write(&c, 20);
+	cluster_run(&c, 500);
+	/* It is not sent again and again what it drops. */
+	transport_stats(c.node[full].transport, &before);
+	cluster_run(&c, 2000);
+	transport_stats(c.node[full].transport, &after);
+	EXPECT_TRUE(after.bytes_in - before.bytes_in < 1u << 20);
+	EXPECT_INT(cluster_leader(&c), l);
+	EXPECT_UINT(shard_last_index(c.node[full].shard), held);
+	shard_view(c.node[l].shard, &view);
+	EXPECT_UINT(view.peers_n, 2);
+	for (i = 0; i < 2; i++)
+		EXPECT_INT(view.peers[i].low,
+			   view.peers[i].node_id == full + 1);
+	shard_room(c.node[full].shard, false, false);
+	cluster_settle(&c);
+	cluster_write(&c, 3);
+	shard_view(c.node[l].shard, &view);
+	EXPECT_FALSE(view.peers[0].low);
+	EXPECT_FALSE(view.peers[1].low);
 	teardown();
 }
 

@@ -1,6 +1,7 @@
 #include "tests/sim/trial.h"
 
 #include <inttypes.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -63,6 +64,14 @@ static void dump_current(void *unused)
 	(void)unused;
 	if (current != NULL)
 		trial_dump(current);
+}
+
+/* It took too long: what was it at? */
+static void late(int signal_number)
+{
+	(void)signal(signal_number, SIG_DFL);
+	dump_current(NULL);
+	(void)raise(signal_number);
 }
 
 static void log_line(void *arg, const char *line, size_t n)
@@ -157,7 +166,7 @@ static struct pack_bytes principal_of(unsigned client, unsigned node)
 {
 	if (client == TRIAL_OPERATOR)
 		return operator_at(node);
-	return load_principal(client % current->swarm.principals);
+	return load_principal(load_caller(&current->swarm, client));
 }
 
 static void set_speeds(struct trial *r, unsigned node)
@@ -195,7 +204,9 @@ static enum rc format(struct trial *r, unsigned node, bool lost,
 		members[i].id = i + 1;
 		(void)snprintf(members[i].name, sizeof(members[i].name), "n%u",
 			       i + 1);
-		memcpy(members[i].incarnation, r->machines[i].incarnation,
+		memcpy(members[i].incarnation,
+		       i == node ? r->machines[i].incarnation
+				 : r->machines[i].agreed,
 		       ID_BYTES);
 	}
 	(void)snprintf(id.node_name, sizeof(id.node_name), "n%u", node + 1);
@@ -226,8 +237,8 @@ static void grants_set(struct trial *r)
 			   .rights = RIGHT_READ | RIGHT_WRITE | RIGHT_ADMIN };
 	uint32_t i;
 
-	CHECK(r->swarm.principals + 1 + r->swarm.nodes <= ARRAY_LEN(r->grants));
-	for (i = 0; i < r->swarm.principals; i++) {
+	CHECK(r->swarm.principals + 2 + r->swarm.nodes <= ARRAY_LEN(r->grants));
+	for (i = 0; i < r->swarm.principals + r->swarm.guest; i++) {
 		(void)snprintf(g.principal, sizeof(g.principal), "%s",
 			       (const char *)load_principal(i).p);
 		r->grants[r->grants_n++] = g;
@@ -254,6 +265,7 @@ static void machine_init(struct trial *r, unsigned node)
 	m->boot_ms = CHECK_NEVER;
 	m->ending = CRASH_KILL;
 	draw_id(r, m->incarnation);
+	memcpy(m->agreed, m->incarnation, ID_BYTES);
 	world_watch(r->w, node, seen_op, m);
 	set_speeds(r, node);
 }
@@ -272,8 +284,10 @@ struct trial *trial_new(uint64_t seed, const struct swarm *swarm)
 	prng_seed(&r->r, seed, 8);
 	prng_seed(&r->sqlite, seed, 9);
 	db_vfs_seed(sqlite_random, &r->sqlite);
-	if (current == NULL)
+	if (current == NULL) {
 		panic_hook(dump_current, NULL);
+		(void)signal(SIGXCPU, late);
+	}
 	current = r;
 	log_setup(LOG_INFO_LEVEL, log_line, log_wall_ms, NULL);
 	r->swarm.net.nodes = swarm->nodes;

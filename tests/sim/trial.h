@@ -82,7 +82,8 @@ enum fault {
 	FAULT_RING,      /* each talks to its neighbours only. */
 	FAULT_CLIENT,    /* A client and a node do not hear each other. */
 	FAULT_TRANSFER,
-	FAULT_LATE, /* Messages of old connections come; the net's doing. */
+	FAULT_REVOKE, /* A client's rights are taken, and given back. */
+	FAULT_LATE,   /* Messages of old connections come; the net's doing. */
 	FAULTS,
 };
 const char *fault_name(enum fault f);
@@ -124,7 +125,9 @@ struct swarm {
 	uint32_t deadline_ms; /* The longest of a call. */
 	uint32_t ms;          /* How long things go wrong. */
 	uint32_t fault_ms;    /* Between two faults, about. */
-	uint64_t faults;      /* Bits of enum fault. */
+	uint32_t moves_ms; /* Between two hand-overs; 0: no more than that. */
+	uint32_t hash_ms;  /* Between two looks at a state; 0: none. */
+	uint64_t faults;   /* Bits of enum fault. */
 	/* Of 100 calls. */
 	uint32_t keyed;
 	uint32_t reads;
@@ -138,7 +141,9 @@ struct swarm {
 	bool unsynced_clock; /* The kernel does not vouch for it. */
 	bool bulk;           /* Values that fill segments. */
 	bool fixed;          /* Clients know one node each. */
+	uint32_t readers;    /* So many of them only read, one at each node. */
 	bool restart;        /* In the end all lose power once more. */
+	bool guest;          /* The last client's rights come and go. */
 	struct net_config net;
 	struct core_config core;
 };
@@ -202,7 +207,8 @@ struct machine {
 	bool closed;
 	uint64_t boot_ms;  /* DOWN: when it boots; CHECK_NEVER: it does not. */
 	enum crash ending; /* What its next end is. */
-	uint8_t incarnation[ID_BYTES];
+	uint8_t incarnation[ID_BYTES]; /* Of its disk, */
+	uint8_t agreed[ID_BYTES];      /* and of the one the cluster knows. */
 	uint64_t boots;
 	uint64_t up_ms;  /* Since then, */
 	uint64_t serial; /* and all connections that are newer. */
@@ -212,6 +218,9 @@ struct machine {
 	 * must refuse it. */
 	bool foreign;
 	uint64_t foreign_boot;
+	/* And it is what it was some time ago: only who saw it since can tell.
+	 */
+	bool rolled_back;
 	/* It was reset, and is not whole yet: it knows neither vote nor log. */
 	bool fresh;
 	uint64_t down_ms;   /* Since then. */
@@ -262,6 +271,9 @@ enum focus {
 	FOCUS_OWNERS,  /* Owners are cut off and frozen. */
 	FOCUS_LIMITS,  /* Limiters. */
 	FOCUS_LOST,    /* Disks come back as others. */
+	FOCUS_MOVES,   /* Owners change all the time. */
+	FOCUS_RIGHTS,  /* Rights come and go. */
+	FOCUS_STALE,   /* Owners are left behind, and read. */
 	FOCUSES,
 };
 extern const char *const focus_names[FOCUSES];

@@ -23,6 +23,7 @@
 #define SAMPLES_MAX 10u
 #define LOOK_EVERY  16u
 #define HASH_MS     10000u
+#define HASHES      256u
 
 #define FRAME_READY   2u
 #define FRAME_RECORDS 3u
@@ -69,6 +70,7 @@ struct view {
 	uint64_t led;  /* The last term in which it led the core. */
 	uint64_t owns; /* The last term in which it owned. */
 	uint64_t installs;
+	uint64_t stamp;     /* Of the newest entry that it has applied. */
 	struct commit *log; /* What its log has, by index, as far as seen. */
 	uint64_t log_n;
 	uint64_t last;
@@ -99,9 +101,34 @@ struct hashed {
 	enum rc rc;
 };
 
+/* What a state was at an index, and who said so first. */
+struct state_seen {
+	uint64_t index;
+	unsigned who;
+	uint8_t hash[HASH_BYTES];
+};
+
+/* A look at a state while all goes on. */
+struct peek {
+	struct storage_hash hash;
+	struct watch *w;
+	uint32_t shard;
+	unsigned node;
+	bool asked;
+	uint64_t due_ms;
+};
+
 struct watch {
 	struct trial *r;
 	struct hashed hashes[TRIAL_SHARDS][NET_NODES_MAX];
+	struct peek peeks[TRIAL_SHARDS][NET_NODES_MAX];
+	struct state_seen seen[TRIAL_SHARDS][HASHES];
+	/* The guest's rights are gone since that version; 0: they may not be.
+	 */
+	uint64_t taken;
+	bool taken_all;                   /* Every node has confirmed, */
+	uint64_t taken_now;               /* by then. */
+	uint64_t taken_by[NET_NODES_MAX]; /* A node has it since then. */
 	uint64_t looks;
 	unsigned samples;
 	struct watched shards[TRIAL_SHARDS];
@@ -495,6 +522,7 @@ static void check_storage(struct watch *w, unsigned node, uint32_t s,
 {
 	struct storage *st = bridge_storage(b);
 	struct watched *x = &w->shards[s];
+	struct view *v = &x->views[node];
 	uint64_t stamp = storage_stamp(st);
 	uint64_t now = bridge_now_ns(b);
 
@@ -504,6 +532,12 @@ static void check_storage(struct watch *w, unsigned node, uint32_t s,
 		x->stamp_hi = stamp;
 	if (now > x->stamp_hi)
 		x->stamp_hi = now;
+	if (stamp < v->stamp)
+		trial_breach(w->r, "D8",
+			     "n%u, shard %u: an entry of %" PRIu64
+			     " comes behind one of %" PRIu64,
+			     node + 1, s, stamp, v->stamp);
+	v->stamp = stamp;
 	if (now != 0 && now < stamp)
 		trial_breach(w->r, "now-after-F",
 			     "n%u, shard %u: now %" PRIu64
@@ -595,6 +629,22 @@ static void look_for_install(const struct shard *sh, struct view *v)
 	v->last = 0;
 }
 
+/* I11, as the nodes see it themselves: no state differs, whatever happens. */
+static void check_compares(struct watch *w, unsigned node, uint32_t s,
+			   const struct bridge *b)
+{
+	struct compare_stats stats;
+
+	bridge_compares(b, &stats);
+	if (stats.differences + stats.undecided + stats.refused > 0)
+		trial_breach(w->r, "I11",
+			     "n%u finds that states of shard %u differ: "
+			     "%" PRIu64 " from a majority, %" PRIu64
+			     " times without one, %" PRIu64 " copies",
+			     node + 1, s, stats.differences, stats.undecided,
+			     stats.refused);
+}
+
 static void look_at_shard(struct watch *w, struct machine *m, uint32_t s)
 {
 	struct bridge *b = core_bridge(m->core, s);
@@ -611,6 +661,7 @@ static void look_at_shard(struct watch *w, struct machine *m, uint32_t s)
 		check_memory(w, m->n, s, sh, v);
 	check_indexes(w, m->n, s, sh, v);
 	check_storage(w, m->n, s, b);
+	check_compares(w, m->n, s, b);
 	commit = shard_commit_index(sh);
 	if (commit > v->commit && v->log_n > 0)
 		look_for_install(sh, v);
@@ -624,9 +675,117 @@ static void look_at_shard(struct watch *w, struct machine *m, uint32_t s)
 	}
 	if (shard_leads(sh, &term) && term != v->owns) {
 		v->owns = term;
+		/* Whatever was committed before it owned was before its now. */
+		if (term >= x->led && bridge_now_ns(b) != 0 &&
+		    bridge_now_ns(b) < x->stamp_lo)
+			trial_breach(w->r, "D8",
+				     "n%u owns shard %u at %" PRIu64
+				     ", committed is %" PRIu64,
+				     m->n + 1, s, bridge_now_ns(b),
+				     x->stamp_lo);
 		w->r->tally.elections++;
 		load_owner(w->r->load, s, m->n, term);
 	}
+}
+
+/* Whose disk neither lies nor is another has nothing to rebuild. */
+static void check_whole(struct watch *w, const struct machine *m)
+{
+	struct shard_view v;
+	uint32_t s;
+
+	if (m->sick || m->foreign || m->fresh)
+		return;
+	for (s = 0; s < w->r->swarm.shards; s++) {
+		if (core_bridge(m->core, s) == NULL)
+			continue;
+		shard_view(bridge_shard(core_bridge(m->core, s)), &v);
+		if (v.health == SHARD_LOG_BAD || v.health == SHARD_STATE_BAD)
+			trial_breach(w->r, "whole",
+				     "n%u finds shard %u damaged: %s", m->n + 1,
+				     s, v.why);
+	}
+}
+
+/* I11, at whatever index it happens to be. */
+static void peek_done(struct storage_hash *h, enum rc rc)
+{
+	struct peek *p = CONTAINER_OF(h, struct peek, hash);
+	struct watch *w = p->w;
+	struct state_seen *x = &w->seen[p->shard][h->index % HASHES];
+
+	p->asked = false;
+	/* Before its first entry a state may not be made yet. */
+	if (rc != RC_OK || h->index == 0 || w->r->machines[p->node].sick)
+		return;
+	if (x->index != h->index) {
+		x->index = h->index;
+		x->who = p->node;
+		memcpy(x->hash, h->hash, HASH_BYTES);
+		return;
+	}
+	w->r->tally.equal++;
+	if (memcmp(x->hash, h->hash, HASH_BYTES) != 0)
+		trial_breach(w->r, "I11",
+			     "shard %u at index %" PRIu64
+			     " of n%u is not what it was on n%u",
+			     p->shard, h->index, p->node + 1, x->who + 1);
+}
+
+static void peek_at(struct watch *w, struct machine *m, uint32_t s)
+{
+	struct peek *p = &w->peeks[s][m->n];
+	struct shard_view v;
+
+	if (p->asked || p->due_ms > trial_now(w->r) ||
+	    core_bridge(m->core, s) == NULL)
+		return;
+	p->due_ms = trial_now(w->r) + 1 +
+		    trial_random(w->r, 2 * w->r->swarm.hash_ms);
+	shard_view(bridge_shard(core_bridge(m->core, s)), &v);
+	if (v.health != SHARD_WHOLE || core_is_closing(m->core))
+		return;
+	p->hash.done = peek_done;
+	p->w = w;
+	p->shard = s;
+	p->node = m->n;
+	p->asked = true;
+	storage_hash_at(bridge_storage(core_bridge(m->core, s)), &p->hash);
+}
+
+/* D10: which directory does it decide by? */
+static void look_at_rights(struct watch *w, const struct machine *m)
+{
+	if (w->taken != 0 && w->taken_by[m->n] == 0 && !m->foreign &&
+	    !m->fresh && directory_version(m->directory) >= w->taken)
+		w->taken_by[m->n] = w->r->now;
+}
+
+void watch_taken(struct watch *w, uint64_t version, bool all)
+{
+	w->taken = version;
+	w->taken_all = all;
+	w->taken_now = w->r->now;
+}
+
+void watch_given(struct watch *w)
+{
+	w->taken = 0;
+	w->taken_all = false;
+	memset(w->taken_by, 0, sizeof(w->taken_by));
+}
+
+bool watch_refuses(const struct watch *w, uint64_t begun)
+{
+	unsigned have = 0;
+	unsigned i;
+
+	if (w->taken == 0)
+		return false;
+	for (i = 0; i < w->r->swarm.nodes; i++)
+		have += w->taken_by[i] != 0 && w->taken_by[i] < begun;
+	return have > w->r->swarm.nodes / 2 ||
+	       (w->taken_all && w->taken_now < begun);
 }
 
 /* I13 */
@@ -653,8 +812,15 @@ void watch_node(struct watch *w, unsigned node)
 		trial_breach(w->r, "I16",
 			     "%" PRIu64 " events, and no time passes",
 			     world_still(w->r->w));
-	if (++w->looks % LOOK_EVERY == 0)
-		check_bounds(w, m);
+	look_at_rights(w, m);
+	if (++w->looks % LOOK_EVERY != 0)
+		return;
+	check_bounds(w, m);
+	check_whole(w, m);
+	for (s = 0;
+	     w->r->chaos && w->r->swarm.hash_ms > 0 && s < w->r->swarm.shards;
+	     s++)
+		peek_at(w, m, s);
 }
 
 void watch_booted(struct watch *w, unsigned node)
@@ -664,7 +830,9 @@ void watch_booted(struct watch *w, unsigned node)
 	for (s = 0; s < w->r->swarm.shards; s++) {
 		free(w->shards[s].views[node].log);
 		w->shards[s].views[node] = (struct view){ .term = 0 };
+		w->peeks[s][node].asked = false;
 	}
+	w->taken_by[node] = 0;
 }
 
 void watch_ended(struct watch *w, unsigned node)

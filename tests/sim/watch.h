@@ -17,6 +17,8 @@
  *        nor acknowledge nor confirm; no second vote in a term
  *   I13  bounds
  *   I16  no timer spins
+ *   D8   stamps only grow, over all owners
+ *   D10  what a majority does not allow any more is not answered
  */
 #ifndef TESTS_SIM_WATCH_H
 #define TESTS_SIM_WATCH_H
@@ -46,6 +48,13 @@ struct watch_fence {
 	uint64_t index;
 };
 bool watch_settled(struct watch *w, uint32_t shard, struct watch_fence *fence);
+
+/* The guest's rights are gone since that version of the directory (`all`: as
+ * every node has confirmed), or may be back from here on. */
+void watch_taken(struct watch *w, uint64_t version, bool all);
+void watch_given(struct watch *w);
+/* A call of the guest that began then (trial's now) must not be answered. */
+bool watch_refuses(const struct watch *w, uint64_t begun);
 
 /* The owner's now can be no lower, or no higher, at this moment. */
 uint64_t watch_stamp_lo(const struct watch *w, uint32_t shard);

@@ -59,7 +59,8 @@ struct node {
 	int64_t wall_ms;   /* Added to EPOCH_MS + world time. */
 	bool synced;
 	uint64_t paused_until_ns;
-	uint64_t spent_ns; /* By the job that runs. */
+	uint64_t busy_until_ns; /* As if it were, but it is heard. */
+	uint64_t spent_ns;      /* By the job that runs. */
 	uint32_t sync_min_us;
 	uint32_t sync_max_us;
 	uint32_t sync_slow; /* Of 10,000. */
@@ -397,7 +398,9 @@ static void disk_synced(void *arg)
 	struct node *n = arg;
 	struct prng *r = &n->w->random;
 
-	if (prng_below(r, 10000) < n->sync_slow)
+	/* A disk that hangs does so once: what waits behind is done then. */
+	if (prng_below(r, 10000) < n->sync_slow &&
+	    n->spent_ns < n->sync_slow_ms * MS)
 		n->spent_ns += n->sync_slow_ms * MS;
 	else
 		n->spent_ns +=
@@ -423,6 +426,7 @@ static void node_forget(struct node *n)
 		n->workers[i].done_ns = 0;
 	}
 	n->paused_until_ns = 0;
+	n->busy_until_ns = 0;
 	n->generation++;
 	n->ended = false;
 	n->crashed = false;
@@ -615,6 +619,12 @@ static bool run_posted(struct world *w)
 	return false;
 }
 
+static uint64_t held_until_ns(const struct node *n)
+{
+	return n->paused_until_ns > n->busy_until_ns ? n->paused_until_ns
+						     : n->busy_until_ns;
+}
+
 /* Not now: events of an ended node never come, those of a stopped process come
  * when it goes on. */
 static bool is_held(const struct world *w, const struct event *e)
@@ -624,7 +634,7 @@ static bool is_held(const struct world *w, const struct event *e)
 	if (e->node == WORLD_NOBODY)
 		return false;
 	n = &w->nodes[e->node];
-	return n->ended || n->paused_until_ns > e->at_ns;
+	return n->ended || held_until_ns(n) > e->at_ns;
 }
 
 /* The next event, still in the heap; NULL when there is none. */
@@ -641,7 +651,7 @@ static struct event *next_event(struct world *w)
 			event_free(w, e);
 			continue;
 		}
-		e->at_ns = w->nodes[e->node].paused_until_ns;
+		e->at_ns = held_until_ns(&w->nodes[e->node]);
 		e->seq = w->seq++;
 		heap_insert(w, e);
 	}
@@ -776,6 +786,15 @@ void world_pause(struct world *w, unsigned node, uint64_t ms)
 	/* What already waits for the end of a longer one keeps its place. */
 	if (until > n->paused_until_ns)
 		n->paused_until_ns = until;
+}
+
+void world_spend(struct world *w, unsigned node, uint64_t ns)
+{
+	struct node *n = node_at(w, node);
+
+	if (n->busy_until_ns < w->now_ns)
+		n->busy_until_ns = w->now_ns;
+	n->busy_until_ns += ns;
 }
 
 bool world_paused(const struct world *w, unsigned node)

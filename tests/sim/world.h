@@ -97,6 +97,9 @@ void world_suspend(struct world *w, unsigned node, uint64_t ms);
 /* The process is stopped (SIGSTOP) for `ms`: its events come late. */
 void world_pause(struct world *w, unsigned node, uint64_t ms);
 bool world_paused(const struct world *w, unsigned node);
+/* Its loop is busy for so much longer than it is already: what a call costs,
+ * where that matters. */
+void world_spend(struct world *w, unsigned node, uint64_t ns);
 /* Its boot time and its timers run too fast by so many millionths (too slow
  * when negative; -500,000..500,000). Its wall clock is kept by others. */
 void world_drift(struct world *w, unsigned node, int32_t ppm);

@@ -158,6 +158,163 @@ TEST(the_log_is_trimmed_behind_what_is_checkpointed)
 	rig_end();
 }
 
+/* ---- gathering ---- */
+
+#define LIMIT_ASK "{'key':'a','cost':10}"
+
+static void limiter(uint64_t seed)
+{
+	one_shard(seed);
+	rig_expect_ok("rate_limiter/l", "put_policy",
+		      "{'limit':1000,'period_ms':2000000000}", "{'rev':1}");
+	rig_pass(1000);
+}
+
+static struct told *take(const char *options)
+{
+	return rig_start("me", "rate_limiter/l", "check", LIMIT_ASK, options);
+}
+
+static uint64_t remaining(void)
+{
+	struct told *t = rig_ask("rate_limiter/l", "peek", "{'key':'a'}", NULL);
+
+	EXPECT_RC(t->rc, RC_OK);
+	return say_u64(rig_result(t), "remaining");
+}
+
+/* Lagged effects of many turns share an entry; their answers do not wait. */
+TEST(lagged_effects_are_gathered)
+{
+	uint64_t before;
+	uint64_t from_ms;
+	unsigned i;
+
+	limiter(20);
+	EXPECT_RC(rig_wait(take(NULL))->rc, RC_OK);
+	rig_pass(1000);
+	before = rig_entries();
+	from_ms = world_now_ms(rig.w);
+	for (i = 0; i < 5 * LAG_GATHER_MS; i++) {
+		struct told *t = rig_wait(take(NULL));
+
+		EXPECT_TRUE(t->at_ms <= from_ms + i);
+		rig_pass(from_ms + i + 1 - world_now_ms(rig.w));
+	}
+	rig_pass(1000);
+	EXPECT_TRUE(rig_entries() - before >= 5);
+	EXPECT_TRUE(rig_entries() - before <= 6);
+	EXPECT_UINT(remaining(), 1000 - 10 * (5 * LAG_GATHER_MS + 1));
+	rig_end();
+}
+
+/* Units become entries in the order in which they were made. */
+TEST(a_stronger_effect_takes_gathered_ones_along)
+{
+	struct told *lagged;
+	struct told *t;
+	uint64_t before;
+
+	limiter(21);
+	EXPECT_RC(rig_wait(take(NULL))->rc, RC_OK);
+	rig_pass(1000);
+	before = rig_entries();
+	lagged = take(NULL);
+	rig_wait(lagged);
+	EXPECT_UINT(rig_entries(), before);
+	t = rig_wait(take("{'durability':'committed'}"));
+	EXPECT_RC(t->rc, RC_OK);
+	EXPECT_TRUE(t->at_ms < lagged->at_ms + LAG_GATHER_MS);
+	if (mutant_now == MUTANT_none)
+		EXPECT_UINT(rig_entries(), before + 1);
+	rig_pass(1000);
+	rig_kill();
+	rig_boot();
+	EXPECT_UINT(remaining(), 1000 - 30);
+	rig_end();
+}
+
+/* Who waits for what is gathered does not wait for its time. */
+TEST(a_waiting_read_hurries_gathered_effects)
+{
+	struct told *lagged;
+	struct told *t;
+	uint64_t before;
+
+	limiter(22);
+	EXPECT_RC(rig_wait(take(NULL))->rc, RC_OK);
+	rig_pass(1000);
+	before = rig_entries();
+	lagged = rig_wait(take(NULL));
+	EXPECT_UINT(rig_entries(), before);
+	t = rig_ask("rate_limiter/l", "peek", "{'key':'a'}", NULL);
+	EXPECT_RC(t->rc, RC_OK);
+	EXPECT_TRUE(t->at_ms < lagged->at_ms + LAG_GATHER_MS);
+	EXPECT_UINT(rig_entries(), before + 1);
+	/* And it is on the disk. */
+	rig_power_cut();
+	rig_boot();
+	EXPECT_UINT(remaining(), 1000 - 20);
+	rig_end();
+}
+
+/* Many at once do not wait either. */
+TEST(gathered_effects_have_a_bound)
+{
+	static char args[800 * 140];
+	uint64_t before;
+	unsigned at;
+	unsigned i;
+
+	limiter(23);
+	EXPECT_RC(rig_wait(take(NULL))->rc, RC_OK);
+	rig_pass(1000);
+	at = (unsigned)snprintf(args, sizeof(args), "{'checks':[");
+	for (i = 0; i < 800; i++)
+		at += (unsigned)snprintf(args + at, sizeof(args) - at,
+					 "%s{'key':'%0100u'}", i > 0 ? "," : "",
+					 i);
+	(void)snprintf(args + at, sizeof(args) - at, "]}");
+	before = rig_entries();
+	EXPECT_RC(rig_ask("rate_limiter/l", "check_many", args, NULL)->rc,
+		  RC_OK);
+	rig_pass(1);
+	EXPECT_UINT(rig_entries(), before + 1);
+	rig_end();
+}
+
+/* A clean end loses nothing. */
+TEST(a_close_brings_gathered_effects_along)
+{
+	limiter(24);
+	EXPECT_RC(rig_wait(take(NULL))->rc, RC_OK);
+	rig_pass(1000);
+	EXPECT_RC(rig_wait(take(NULL))->rc, RC_OK);
+	rig_close();
+	rig_boot();
+	EXPECT_UINT(remaining(), 1000 - 20);
+	rig_end();
+}
+
+/* A killed owner loses what it had gathered, and no more than it may. */
+TEST(a_kill_loses_what_is_gathered_only)
+{
+	uint64_t left;
+	unsigned i;
+
+	limiter(25);
+	for (i = 0; i < 60; i++) {
+		EXPECT_RC(rig_wait(take(NULL))->rc, RC_OK);
+		rig_pass(1);
+	}
+	rig_kill();
+	rig_boot();
+	left = remaining();
+	EXPECT_TRUE(left >= 1000 - 600);
+	EXPECT_TRUE(left <= 1000 - 600 + 10 * (LAG_GATHER_MS + 5));
+	rig_end();
+}
+
 /* ---- faults ---- */
 
 TEST(a_failed_sync_is_the_end)

@@ -1054,6 +1054,51 @@ TEST(after_a_suspension_of_the_machine)
 	rig_end();
 }
 
+/* Who goes on in the place of one whose time is over makes its call anew, in
+ * the middle of all whose time is over. */
+TEST(a_call_that_begins_at_a_deadline_holds_up_no_other)
+{
+	static const char *const steps =
+		"{'steps':[['call','relay/open-slow','run',"
+		"{'steps':[['wait',50000]]}]]}";
+	struct told *first;
+	struct told *heir;
+	struct told *t[8];
+	uint64_t from;
+	unsigned i;
+
+	rig_begin(34);
+	rig_grant("object:default/dev/relay", "default", "dev", "relay", "",
+		  RIGHT_READ | RIGHT_WRITE);
+	first = rig_start("me", "relay/open-o", "run", steps,
+			  "{'deadline_ms':100,'idem':'k'}");
+	heir = rig_start("me", "relay/open-o", "run", steps,
+			 "{'deadline_ms':20000,'idem':'k'}");
+	for (i = 0; i < ARRAY_LEN(t); i++) {
+		char address[32];
+		char options[64];
+
+		snprintf(address, sizeof(address), "relay/%u", i);
+		snprintf(options, sizeof(options), "{'deadline_ms':%u}",
+			 200 + 100 * i);
+		t[i] = rig_start("me", address, "run",
+				 "{'steps':[['wait',50000]]}", options);
+	}
+	rig_pass(50);
+	EXPECT_FALSE(first->done);
+	from = world_now_ms(rig.w);
+	world_suspend(rig.w, 0, 5000);
+	for (i = 0; i < ARRAY_LEN(t); i++) {
+		rig_wait(t[i]);
+		EXPECT_RC(t[i]->rc, RC_DEADLINE);
+		EXPECT_TRUE(t[i]->at_ms <= from + 5000 + 30);
+	}
+	EXPECT_RC(first->rc, RC_UNKNOWN_OUTCOME);
+	EXPECT_FALSE(heir->done);
+	EXPECT_TRUE(rig_wait(heir)->rc != RC_OK);
+	rig_end();
+}
+
 /* ---- cancel ---- */
 
 TEST(cancel)

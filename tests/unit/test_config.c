@@ -358,7 +358,7 @@ TEST(bounds)
 		const char *above;
 	} rows[] = {
 		{ "limits", "connections", "1", "0", "4096", "4097" },
-		{ "limits", "calls", "64", "63", "65536", "65537" },
+		{ "limits", "calls", "64", "63", "32768", "32769" },
 		{ "limits", "objects", "16", "15", "16777216", "16777217" },
 		{ "limits", "objects_bytes", "1MiB", "1048575", "1TiB",
 		  "1099511627777" },

@@ -175,6 +175,82 @@ TEST(it_is_there_again_after_all_were_killed)
 	cluster_end();
 }
 
+/* ---- by way of another member ---- */
+
+/* Who does not reach the directory's owner asks the third; then nobody reaches
+ * it, and the two have only each other. True: they still serve when what they
+ * read of it is too old. */
+static bool copies_outlive(uint64_t seed)
+{
+	unsigned keeper;
+	unsigned one;
+	unsigned two;
+	unsigned i;
+	bool good;
+
+	cluster_new(3, seed);
+	rig.cfg.spread = false;
+	for (i = 1; i <= 3; i++)
+		cluster_boot(i);
+	cluster_settle();
+	keeper = cluster_owner(0);
+	one = keeper % 3 + 1;
+	two = 6 - keeper - one;
+	cluster_cut(keeper, one);
+	cluster_run(DIRECTORY_TTL_MS + 2000);
+	EXPECT_TRUE(directory_good(cl.at[one].directory));
+	EXPECT_UINT(cluster_owner(0), keeper);
+	net_refuse_bulk(cl.net, keeper - 1, two - 1);
+	cluster_run(DIRECTORY_TTL_MS / 2);
+	EXPECT_TRUE(directory_good(cl.at[one].directory));
+	EXPECT_TRUE(directory_good(cl.at[two].directory));
+	cluster_run(DIRECTORY_TTL_MS / 2 + 2000);
+	EXPECT_UINT(cluster_owner(0), keeper);
+	good = directory_good(cl.at[one].directory) ||
+	       directory_good(cl.at[two].directory);
+	mutant_now = MUTANT_none;
+	net_mend_all(cl.net);
+	cluster_run(5000);
+	EXPECT_TRUE(directory_good(cl.at[one].directory));
+	cluster_end();
+	return good;
+}
+
+TEST(a_copy_of_a_copy_is_as_old_as_that)
+{
+	EXPECT_FALSE(copies_outlive(18));
+}
+
+TEST(mutant_directory_copy_ageless)
+{
+	mutant_now = MUTANT_directory_copy_ageless;
+	EXPECT_TRUE(copies_outlive(18));
+}
+
+/* What changes while it asks the third is what it gets. */
+TEST(a_change_comes_by_way_of_another_member)
+{
+	unsigned keeper;
+	unsigned one;
+
+	begin(19);
+	keeper = cluster_owner(0);
+	one = keeper % 3 + 1;
+	cluster_cut(keeper, one);
+	cluster_run(2000);
+	EXPECT_RC(cluster_ask(keeper, "root", DIR, "revoke",
+			      "{'principal':'me'}", NULL)
+			  ->rc,
+		  RC_OK);
+	cluster_run(2000);
+	EXPECT_TRUE(has_copy(one, 2));
+	EXPECT_RC(cluster_ask(one, "me", "kv/a", "get", "{'key':'n'}",
+			      "{'deadline_ms':500}")
+			  ->rc,
+		  RC_NOT_FOUND);
+	cluster_end();
+}
+
 /* ---- what is decided under an older version ---- */
 
 static unsigned keeper; /* Owns the directory, */
@@ -201,6 +277,8 @@ static void begin_behind(uint64_t seed, const char *method, const char *args)
 			  ->rc,
 		  RC_OK);
 	cluster_cut(keeper, behind);
+	/* Nor can it ask the third. */
+	net_refuse_bulk(cl.net, third - 1, behind - 1);
 	EXPECT_RC(cluster_ask(keeper, "root", DIR, method, args, NULL)->rc,
 		  RC_OK);
 	EXPECT_UINT(directory_version(cl.at[third].directory), 2);

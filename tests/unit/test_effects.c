@@ -110,6 +110,32 @@ TEST(round_trip)
 	pack_w_release(&w);
 }
 
+TEST(scrub)
+{
+	struct entry_r e;
+	struct unit_r u;
+
+	fresh();
+	entry_scrub(&w, 5, 6, UINT64_MAX);
+	EXPECT_RC(entry_read(w.p, w.n, &e), RC_OK);
+	EXPECT_UINT(e.stamp_ns, 5);
+	EXPECT_UINT(e.wall_ms, 6);
+	EXPECT_UINT(e.term, UINT64_MAX);
+	EXPECT_UINT(e.units, 0);
+	EXPECT_TRUE(e.scrub);
+	EXPECT_TRUE(entry_scrubs(w.p, w.n));
+	EXPECT_FALSE(entry_scrubs(w.p, w.n - 1));
+	EXPECT_RC(entry_next(&e, &u), RC_EOF);
+	/* Nothing may follow. */
+	pack_nil(&w);
+	EXPECT_RC(entry_read(w.p, w.n, &e), RC_OK);
+	EXPECT_RC(entry_next(&e, &u), RC_CORRUPT);
+	fresh();
+	entry_begin(&w, 5, 6, 1, 0);
+	EXPECT_FALSE(entry_scrubs(w.p, w.n));
+	pack_w_release(&w);
+}
+
 TEST(tick)
 {
 	struct entry_r e;

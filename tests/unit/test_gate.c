@@ -12,6 +12,7 @@ struct world {
 	struct host host;
 	struct gate gate;
 	uint64_t ticket;
+	unsigned hurries;
 	bool over; /* The epoch. */
 };
 
@@ -29,7 +30,13 @@ static uint64_t host_prove(struct host *h, uint64_t epoch)
 	return w->over ? 0 : ++w->ticket;
 }
 
-static const struct host_ops ops = { .prove = host_prove };
+static void host_hurry(struct host *h, uint64_t epoch)
+{
+	EXPECT_UINT(epoch, 7);
+	((struct world *)h)->hurries++;
+}
+
+static const struct host_ops ops = { .prove = host_prove, .hurry = host_hurry };
 
 static void on_open(struct event *ev)
 {
@@ -141,6 +148,39 @@ TEST(without_memory_for_a_wider_ring_nobody_is_let_out_early)
 		EXPECT_TRUE(opened[i] == ev[i]);
 		free(ev[i]);
 	}
+	gate_release(&w.gate);
+}
+
+/* Lagged units are gathered: who waits for one says so, once. */
+TEST(who_waits_for_a_gathered_unit_hurries_it)
+{
+	struct event *ev[4];
+	struct world w;
+	size_t i;
+
+	world_init(&w);
+	gate_noted(&w.gate, 1, false, MS);
+	gate_noted(&w.gate, 2, true, MS);
+	gate_noted(&w.gate, 3, true, MS);
+	ev[0] = enter(&w, 1, 0);
+	EXPECT_UINT(w.hurries, 0);
+	ev[1] = enter(&w, 2, 0);
+	EXPECT_UINT(w.hurries, 1);
+	ev[2] = enter(&w, 3, 0); /* It is under way with the other one. */
+	EXPECT_UINT(w.hurries, 1);
+	gate_noted(&w.gate, 4, true, MS);
+	gate_noted(&w.gate, 5, false, MS); /* Takes it along. */
+	ev[3] = enter(&w, 4, 0);
+	EXPECT_UINT(w.hurries, 1);
+	gate_committed(&w.gate, 5, 1);
+	EXPECT_UINT(opened_n, 4);
+	gate_noted(&w.gate, 6, true, MS);
+	gate_committed(&w.gate, 6, 2);
+	free(ev[0]);
+	ev[0] = enter(&w, 6, 0); /* Nobody has to wait any more. */
+	EXPECT_UINT(w.hurries, 1);
+	for (i = 0; i < 4; i++)
+		free(ev[i]);
 	gate_release(&w.gate);
 }
 

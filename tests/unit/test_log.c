@@ -526,6 +526,7 @@ TEST(a_log_that_is_full_of_live_entries_waits)
 	EXPECT_TRUE(log_full(rig.log, 0));
 	EXPECT_TRUE(log_full(rig.log, 1));
 	EXPECT_TRUE(log_busy(rig.log));
+	EXPECT_TRUE(log_stalled(rig.log));
 	EXPECT_TRUE(log_bytes() <= rig.cfg.bytes_max);
 	/* A vote does not wait. */
 	rig_vote(&rig, 1, 4);

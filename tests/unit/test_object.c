@@ -1302,9 +1302,12 @@ TEST(when_nothing_can_be_evicted_a_new_object_is_refused)
 		(void)snprintf(name, sizeof(name), "o%d", i);
 		call_free(f, name, do_put, name); /* Never stored. */
 	}
+	EXPECT_UINT(fake_storage_flushes(f->storage), 0);
 	e = call(f, "o4", do_put, "o4");
 	expect_end(e, RC_OVERLOADED, OUTCOME_REFUSED);
 	fake_event_free(e);
+	/* Storage is told not to wait for the end of its window. */
+	EXPECT_TRUE(fake_storage_flushes(f->storage) > 0);
 	/* Those that are there go on, and room comes with storage. */
 	call_free(f, "o0", do_put, "again");
 	fake_store(f);

@@ -885,6 +885,44 @@ TEST(bytes_that_no_peer_sends)
 }
 
 /* NW5: the other side is there no more and nobody says so. */
+static char down_line[512];
+
+static void keep_down(void *arg, const char *line, size_t n)
+{
+	(void)arg;
+	if (memmem(line, n, "\"peer_down\"", 11) != NULL)
+		snprintf(down_line, sizeof(down_line), "%.*s", (int)n, line);
+}
+
+static uint64_t no_time(void *arg)
+{
+	(void)arg;
+	return 0;
+}
+
+TEST(a_reset_is_told_as_one)
+{
+	const struct linger reset = { .l_onoff = 1, .l_linger = 0 };
+	struct inbox *in = &nodes[2].in[LINK_BULK];
+	struct hand *h;
+
+	begin();
+	log_setup(LOG_INFO_LEVEL, keep_down, no_time, NULL);
+	node_open(2, 1u << 1);
+	h = hand_up("node1", peers_port(nodes[2].peers), LINK_BULK);
+	WAIT_FOR(in->epoch != 0);
+	EXPECT_INT(
+		setsockopt(h->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset)),
+		0);
+	close(h->fd);
+	h->fd = -1;
+	h->closed = true;
+	WAIT_FOR(in->epoch == 0);
+	log_setup(LOG_INFO_LEVEL, NULL, NULL, NULL);
+	EXPECT_HAS(down_line, "Connection reset by peer");
+	end();
+}
+
 TEST(nothing_comes_for_the_dead_time)
 {
 	struct inbox *in = &nodes[2].in[LINK_BULK];

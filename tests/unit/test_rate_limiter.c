@@ -1256,7 +1256,10 @@ TEST(a_lease_is_spent_with_proofs)
 	EXPECT_TRUE(check("a", 101).allowed);
 	EXPECT_UINT(f->units_all, units + 3);
 	/* What is lent lapses. */
-	fake_advance(f, 1001);
+	fake_advance(f, LIMITER_LEASE_MS - 1);
+	EXPECT_TRUE(check("a", 1).allowed);
+	EXPECT_UINT(f->units_all, units + 3);
+	fake_advance(f, 1);
 	EXPECT_TRUE(check("a", 1).allowed);
 	EXPECT_UINT(f->units_all, units + 4);
 	EXPECT_HAS(call("describe", "{}") == RC_OK ? say_text(result()) : "",
@@ -1290,10 +1293,16 @@ TEST(a_new_owner_books_what_was_lent)
 	/* What lay idle since the end of its lease has filled up since. */
 	fake_advance(f, 20000);
 	EXPECT_TRUE(check("a", 100).allowed);
-	fake_advance(f, 2000);
+	fake_advance(f, LIMITER_LEASE_MS + 1000);
 	EXPECT_UINT(dry("a", 1).remaining, 1000);
 	fake_change(f);
 	EXPECT_UINT(dry("a", 1).remaining, 1000);
+	/* Before its end it counts as spent just now. */
+	EXPECT_TRUE(check("a", 100).allowed);
+	fake_advance(f, LIMITER_LEASE_MS - 1000);
+	EXPECT_UINT(dry("a", 1).remaining, 1000);
+	fake_change(f);
+	EXPECT_UINT(dry("a", 1).remaining, 900);
 	end();
 }
 

@@ -18,11 +18,10 @@ TEST(nobody_owns_a_shard_before_its_election)
 	EXPECT_RC(rig_open(&why), RC_OK);
 	r = route_find(core_bridge(rig.core, 0));
 	EXPECT_INT(r.to, ROUTE_NOBODY);
-	t = rig_wait(rig_start("me", "kv/a", "get", "{'key':'k'}", NULL));
-	EXPECT_RC(t->rc, RC_NO_QUORUM);
-	EXPECT_INT(t->outcome, OUTCOME_REFUSED);
-	EXPECT_TRUE(t->retry_after_ms > 0);
+	/* Who asks too early waits for it. */
+	t = rig_start("me", "kv/a", "get", "{'key':'k'}", NULL);
 	EXPECT_TRUE(world_run_flag(rig.w, &rig.ready, RIG_WAIT_MS));
+	EXPECT_RC(rig_wait(t)->rc, RC_NOT_FOUND);
 	r = route_find(core_bridge(rig.core, 0));
 	EXPECT_INT(r.to, ROUTE_HERE);
 	EXPECT_UINT(r.node_id, 1);
@@ -174,9 +173,10 @@ static void served(struct served *sv, const struct answer *a)
 	served_done = true;
 }
 
-static void serve_at(unsigned id)
+static struct served *serve(unsigned id, const struct chain *chain)
 {
 	struct call_request r = { .deadline_ms = 1000 };
+	struct served *sv;
 	struct pack_w w;
 
 	pack_w_init(&w, 4096);
@@ -190,10 +190,18 @@ static void serve_at(unsigned id)
 	r.tenant = (struct pack_bytes){ w.p + 2, 7 };
 	r.env = (struct pack_bytes){ w.p + 9, 3 };
 	r.params = (struct pack_bytes){ w.p + 12, w.n - 12 };
+	r.chain = chain;
+	r.depth = chain != NULL ? chain->n : 0;
 	served_done = false;
-	EXPECT_NOT_NULL(call_serve(cl.at[id].core, &r, served));
-	EXPECT_FALSE(served_done);
+	sv = call_serve(cl.at[id].core, &r, served);
 	pack_w_release(&w);
+	return sv;
+}
+
+static void serve_at(unsigned id)
+{
+	EXPECT_NOT_NULL(serve(id, NULL));
+	EXPECT_FALSE(served_done);
 	EXPECT_TRUE(world_run_flag(rig.w, &served_done, RIG_WAIT_MS));
 }
 
@@ -209,6 +217,26 @@ TEST(what_was_forwarded_is_not_forwarded_again)
 	EXPECT_UINT(sent_by(entry), sent);
 	serve_at(owner);
 	EXPECT_RC(served_rc, RC_OK);
+	cluster_end();
+}
+
+/* Of calls that wait for others nobody knows how many are still to come; a node
+ * that has ended its own has no shards to run them. */
+TEST(a_nested_call_is_refused_by_who_has_closed_its_shards)
+{
+	const struct chain chain = { .n = 1 };
+	struct cluster_node *node;
+	uint32_t shard;
+
+	begin(29);
+	node = &cl.at[owner];
+	shard = shard_of_object();
+	core_close(node->core, cluster_closed, node);
+	while (core_bridge(node->core, shard) != NULL &&
+	       bridge_shard(core_bridge(node->core, shard)) != NULL)
+		EXPECT_TRUE(world_step(rig.w));
+	EXPECT_NULL(serve(owner, &chain));
+	cluster_kill(owner);
 	cluster_end();
 }
 
@@ -240,15 +268,145 @@ TEST(an_owner_that_is_killed_leaves_an_unknown_outcome)
 	cluster_kill(owner);
 	EXPECT_RC(rig_wait(put)->rc, RC_UNKNOWN_OUTCOME);
 	EXPECT_INT(put->outcome, OUTCOME_UNKNOWN);
-	/* Before the next is elected: */
-	other = cluster_ask(entry, "me", object, "get", "{'key':'a'}", NULL);
-	EXPECT_RC(other->rc, RC_NO_QUORUM);
-	EXPECT_INT(other->outcome, OUTCOME_REFUSED);
-	EXPECT_TRUE(other->retry_after_ms > 0);
+	/* Before the next is elected: what has not left waits for it. */
+	other = cluster_ask(entry, "me", object, "put", "{'key':'b','value':1}",
+			    NULL);
+	EXPECT_RC(other->rc, RC_OK);
 	cluster_settle();
 	other = cluster_ask(entry, "me", object, "put", "{'key':'a','value':2}",
 			    NULL);
 	EXPECT_RC(other->rc, RC_OK);
+	cluster_end();
+}
+
+/* ---- shards without an owner ---- */
+
+static bool entry_knows_nobody(void)
+{
+	struct bridge *b = core_bridge(cl.at[entry].core, shard_of_object());
+
+	return route_find(b).to == ROUTE_NOBODY;
+}
+
+/* `entry` knows no owner since a moment ago. */
+static void cut_off_entry(void)
+{
+	cluster_isolate(entry);
+	EXPECT_TRUE(cluster_until(entry_knows_nobody, 5000));
+}
+
+TEST(a_call_waits_for_an_owner_and_not_for_long)
+{
+	struct told *t[4];
+	struct told *late;
+	uint64_t from;
+	unsigned i;
+
+	begin(32);
+	cut_off_entry();
+	from = world_now_ms(rig.w);
+	t[0] = cluster_start(entry, "me", object, "incr", "{'key':'n'}", NULL);
+	t[1] = cluster_start(entry, "me", object, "incr", "{'key':'n'}",
+			     "{'deadline_ms':600}");
+	t[2] = cluster_start(entry, "me", object, "incr", "{'key':'n'}",
+			     "{'route':'redirect'}");
+	t[3] = cluster_start(entry, "me", object, "incr", "{'key':'n'}", NULL);
+	cluster_run(100);
+	for (i = 0; i < ARRAY_LEN(t); i++)
+		EXPECT_FALSE(t[i]->done);
+	call_cancel(t[3]->call);
+	EXPECT_RC(rig_wait(t[3])->rc, RC_CANCELLED);
+	for (i = 0; i < 3; i++) {
+		EXPECT_RC(rig_wait(t[i])->rc, RC_NO_QUORUM);
+		EXPECT_INT(t[i]->outcome, OUTCOME_REFUSED);
+		EXPECT_TRUE(t[i]->retry_after_ms > 0);
+		EXPECT_HAS(t[i]->why.text, "no owner");
+	}
+	EXPECT_TRUE(t[0]->at_ms <= from + OWNER_WAIT_MS + 20);
+	EXPECT_TRUE(t[1]->at_ms <= from + 300 + 20);
+	EXPECT_TRUE(t[2]->at_ms <= from + OWNER_WAIT_TOLD_MS + 20);
+	/* It is cut off, and says so. */
+	from = world_now_ms(rig.w);
+	late = cluster_ask(entry, "me", object, "incr", "{'key':'n'}", NULL);
+	EXPECT_RC(late->rc, RC_NO_QUORUM);
+	EXPECT_TRUE(late->at_ms <= from + 150);
+	net_mend_all(cl.net);
+	cluster_settle();
+	/* Nothing of them has happened. */
+	cluster_expect_ok(1, "me", object, "incr", "{'key':'n'}",
+			  "{'value':1,'rev':1}");
+	cluster_end();
+}
+
+TEST(so_many_calls_may_wait_for_an_owner)
+{
+	static struct told *t[OWNER_WAITS_MAX + 3];
+	unsigned waiting = 0;
+	unsigned i;
+
+	cluster_new(3, 33);
+	rig.cfg.calls_max = 4 * OWNER_WAITS_MAX;
+	for (i = 1; i <= 3; i++)
+		cluster_boot(i);
+	cluster_settle();
+	pick("kv", 0);
+	cut_off_entry();
+	for (i = 0; i < ARRAY_LEN(t); i++)
+		t[i] = cluster_start(entry, "me", object, "incr", "{'key':'n'}",
+				     NULL);
+	cluster_run(20);
+	for (i = 0; i < ARRAY_LEN(t); i++)
+		waiting += !t[i]->done;
+	/* The node itself asks for the directory, and waits too. */
+	EXPECT_TRUE(waiting <= OWNER_WAITS_MAX);
+	EXPECT_TRUE(waiting >= OWNER_WAITS_MAX - 2);
+	EXPECT_TRUE(t[OWNER_WAITS_MAX]->done);
+	EXPECT_RC(t[OWNER_WAITS_MAX]->rc, RC_NO_QUORUM);
+	net_mend_all(cl.net);
+	for (i = 0; i < ARRAY_LEN(t); i++)
+		EXPECT_TRUE(rig_wait(t[i])->outcome == OUTCOME_DONE ||
+			    t[i]->outcome == OUTCOME_REFUSED);
+	cluster_settle();
+	cluster_end();
+}
+
+/* A planned hand-over fails nobody's call, through whichever node. */
+static unsigned failed_by_a_hand_over(void)
+{
+	struct told *t[120];
+	unsigned failed = 0;
+	unsigned i;
+
+	for (i = 0; i < ARRAY_LEN(t); i++) {
+		t[i] = cluster_start(1 + i % 3, "me", object, "incr",
+				     "{'key':'n'}", NULL);
+		if (i == 30)
+			EXPECT_RC(core_transfer(cl.at[owner].core,
+						shard_of_object(), entry),
+				  RC_OK);
+		cluster_run(2);
+	}
+	for (i = 0; i < ARRAY_LEN(t); i++)
+		failed += rig_wait(t[i])->rc != RC_OK;
+	EXPECT_UINT(cluster_owner(shard_of_object()), entry);
+	return failed;
+}
+
+TEST(a_hand_over_fails_no_call)
+{
+	begin(34);
+	EXPECT_UINT(failed_by_a_hand_over(), 0);
+	cluster_expect_ok(another, "me", object, "get", "{'key':'n'}",
+			  "{'value':120,'rev':120}");
+	cluster_end();
+}
+
+TEST(mutant_owner_not_awaited)
+{
+	begin(34);
+	mutant_now = MUTANT_owner_not_awaited;
+	EXPECT_TRUE(failed_by_a_hand_over() > 0);
+	mutant_now = MUTANT_none;
 	cluster_end();
 }
 

@@ -87,6 +87,121 @@ TEST(nothing_is_known_at_first_but_memory_rows)
 	rows_release(&rows);
 }
 
+static void many_key(char key[32], unsigned i)
+{
+	(void)snprintf(key, 32, "key-%u", i);
+}
+
+static void expect_rows(const struct rows *rows, const bool *there, unsigned n)
+{
+	char key[32];
+	unsigned i;
+
+	for (i = 0; i < n; i++) {
+		many_key(key, i);
+		EXPECT_INT(find(rows, key),
+			   there[i] ? ROWS_FOUND : ROWS_ABSENT);
+	}
+}
+
+/* However they are found, it is what the tree says. */
+TEST(of_many_rows_each_is_found)
+{
+	enum { N = 1000 };
+	static bool there[N];
+	unsigned round;
+	unsigned i;
+
+	/* With memory for an index, without, and with it later. */
+	for (round = 0; round < 3; round++) {
+		struct rows rows;
+		struct row *r;
+		char key[32];
+
+		rows_init(&rows);
+		rows.complete = UINT32_MAX;
+		for (i = 0; i < N; i++) {
+			many_key(key, i);
+			r = row_new(ROW_DATA, str(key), str("v"), 0);
+			if (round == 1 || (round == 2 && i < 100))
+				fault_alloc_from(1);
+			rows_insert(&rows, r);
+			(void)fault_off();
+			there[i] = true;
+		}
+		EXPECT_TRUE((rows.chains == NULL) == (round == 1));
+		expect_rows(&rows, there, N);
+		for (i = 0; i < N; i += 3) {
+			many_key(key, i);
+			EXPECT_INT(rows_find(&rows, ROW_DATA, str(key), &r),
+				   ROWS_FOUND);
+			rows_remove(&rows, r);
+			there[i] = false;
+		}
+		for (i = 1; i < N; i += 3) {
+			struct row *other;
+
+			many_key(key, i);
+			EXPECT_INT(rows_find(&rows, ROW_DATA, str(key), &r),
+				   ROWS_FOUND);
+			other = row_new(ROW_DATA, str(key), str("other"), 0);
+			rows_replace(&rows, r, other);
+			EXPECT_INT(rows_find(&rows, ROW_DATA, str(key), &r),
+				   ROWS_FOUND);
+			EXPECT_TRUE(r == other);
+		}
+		expect_rows(&rows, there, N);
+		rows_clear(&rows, row_kind_bit(ROW_DATA));
+		memset(there, 0, sizeof(there));
+		expect_rows(&rows, there, N);
+		EXPECT_UINT(rows.bytes, 0);
+		EXPECT_UINT(rows.n, 0);
+		for (i = 0; i < N; i++) {
+			many_key(key, i);
+			(void)add(&rows, ROW_DATA, key, "again");
+			there[i] = true;
+		}
+		expect_rows(&rows, there, N);
+		rows_release(&rows);
+		EXPECT_UINT(rows.bytes, 0);
+	}
+}
+
+/* Keys that were chosen to meet. */
+TEST(rows_of_one_chain_are_found)
+{
+	static bool in[300000];
+	struct rows rows;
+	struct row_chain *chain;
+	struct row *r;
+	char key[32];
+	unsigned chosen = 0;
+	unsigned i;
+
+	rows_init(&rows);
+	rows.complete = UINT32_MAX;
+	for (i = 0; i < 64; i++) {
+		many_key(key, i);
+		(void)add(&rows, ROW_DATA, key, "v");
+	}
+	chain = rows.chains;
+	EXPECT_NOT_NULL(chain);
+	for (i = 64; chosen < 60; i++) {
+		many_key(key, i);
+		r = add(&rows, ROW_DATA, key, "v");
+		EXPECT_TRUE(rows.chains == chain);
+		in[i] = LIST_FIRST(chain) == r;
+		chosen += in[i];
+		if (!in[i])
+			rows_remove(&rows, r);
+	}
+	while (--i >= 64) {
+		many_key(key, i);
+		EXPECT_INT(find(&rows, key), in[i] ? ROWS_FOUND : ROWS_ABSENT);
+	}
+	rows_release(&rows);
+}
+
 TEST(kinds_do_not_mix)
 {
 	struct rows rows;

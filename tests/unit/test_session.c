@@ -652,6 +652,47 @@ TEST(pauses_grow_and_end_with_the_deadline)
 	bed_end(&b);
 }
 
+/* However many calls are refused, what is sent again is a tenth of them and a
+ * hundred. */
+TEST(a_flood_is_not_fed)
+{
+	struct bed b = bed();
+	struct session_request r = request("put");
+	uint32_t tries = 0;
+	uint32_t ends = 0;
+	uint32_t i;
+
+	open_link(&b, 0);
+	for (i = 0; i < 2000; i++) {
+		start(&b, &r);
+		while (b.told.n == ends) {
+			if (session_output(b.s, 0).n > 0) {
+				tries++;
+				refuse(&b, 0, sent(&b, 0).id, RC_OVERLOADED, 1);
+			} else {
+				pass(&b, 10000);
+			}
+		}
+		EXPECT_RC(b.told.rc, RC_OVERLOADED);
+		ends = b.told.n;
+	}
+	EXPECT_TRUE(tries > 2200);
+	EXPECT_TRUE(tries <= 2300);
+	/* And it is taken up again when there is room. */
+	for (i = 0; i < 20; i++) {
+		start(&b, &r);
+		EXPECT_RC(answer(&b, 0, sent(&b, 0).id, "ok"), RC_OK);
+		EXPECT_RC(b.told.rc, RC_OK);
+	}
+	start(&b, &r);
+	refuse(&b, 0, sent(&b, 0).id, RC_OVERLOADED, 1);
+	pass(&b, 1000);
+	EXPECT_RC(answer(&b, 0, sent(&b, 0).id, "ok"), RC_OK);
+	EXPECT_RC(b.told.rc, RC_OK);
+	EXPECT_UINT(b.told.tries, 2);
+	bed_end(&b);
+}
+
 TEST(tries_are_bounded)
 {
 	struct session_options o = { .tries_max = 2 };
@@ -721,6 +762,79 @@ TEST(unknown_is_sent_again_only_with_a_key)
 	EXPECT_RC(answer(&b, 0, f.id, "ok"), RC_OK);
 	EXPECT_RC(b.told.rc, RC_OK);
 	EXPECT_UINT(b.told.tries, 2);
+	bed_end(&b);
+}
+
+static struct pack_bytes output(const struct bed *b)
+{
+	return session_output(b->s, 0);
+}
+
+/* A keyed call whose link is lost, and `ms` after it was sent there is another;
+ * true: it was sent again. */
+static bool sent_again_after(uint64_t idem_ms, uint64_t ms)
+{
+	struct bed b = bed();
+	struct session_request r = request("put");
+	uint64_t at;
+	bool again;
+
+	r.idem = bytes("k");
+	r.idem_ms = idem_ms;
+	r.deadline_ms = 20000;
+	open_link(&b, 0);
+	at = b.now;
+	start(&b, &r);
+	(void)sent(&b, 0);
+	session_lost(b.s, 0, b.now, "gone");
+	b.now = at + ms * MS;
+	session_tick(b.s, b.now);
+	EXPECT_TRUE(session_wants_link(b.s, 0, b.now));
+	session_opened(b.s, 0, b.now);
+	again = output(&b).n > 0;
+	pass(&b, 0);
+	EXPECT_UINT(b.told.n, again ? 0 : 1);
+	if (!again) {
+		EXPECT_RC(b.told.rc, RC_UNKNOWN_OUTCOME);
+		EXPECT_INT(b.told.outcome, OUTCOME_UNKNOWN);
+		EXPECT_HAS(b.told.message, "window");
+	}
+	bed_end(&b);
+	return again;
+}
+
+/* By then the nodes may have forgotten it, and would do it once more. */
+TEST(a_key_is_not_sent_again_after_its_window)
+{
+	struct bed b = bed();
+	struct session_request r = request("put");
+
+	EXPECT_TRUE(sent_again_after(4000, 3490));
+	EXPECT_FALSE(sent_again_after(4000, 3500));
+	EXPECT_FALSE(sent_again_after(4000, 4000));
+	EXPECT_FALSE(sent_again_after(4000, 19000));
+	EXPECT_TRUE(sent_again_after(0, 19000));
+	/* Tries that certainly were none do not count. */
+	r.idem = bytes("k");
+	r.idem_ms = 1000;
+	r.deadline_ms = 20000;
+	open_link(&b, 0);
+	start(&b, &r);
+	b.now += 900 * MS;
+	refuse(&b, 0, sent(&b, 0).id, RC_NO_QUORUM, -1);
+	b.now += 3000 * MS;
+	session_tick(b.s, b.now);
+	/* The first that may have happened does. */
+	refuse(&b, 0, sent(&b, 0).id, RC_UNKNOWN_OUTCOME, -1);
+	b.now += 500 * MS;
+	session_tick(b.s, b.now);
+	refuse(&b, 0, sent(&b, 0).id, RC_UNKNOWN_OUTCOME, -1);
+	b.now += 500 * MS;
+	session_tick(b.s, b.now);
+	EXPECT_UINT(output(&b).n, 0);
+	session_tick(b.s, b.now);
+	EXPECT_UINT(b.told.n, 1);
+	EXPECT_RC(b.told.rc, RC_UNKNOWN_OUTCOME);
 	bed_end(&b);
 }
 
@@ -1613,6 +1727,134 @@ TEST(one_endpoint_names_all)
 	start(&b, &r);
 	not_owner(&b, 0, sent_by(&b, 0).id, "2", 9);
 	EXPECT_RC(answer(&b, 1, sent_by(&b, 1).id, "ok"), RC_OK);
+	bed_end(&b);
+}
+
+/* By a node's own socket a caller is unix:NODE:UID, at each node somebody else,
+ * and a key is its caller's: what may have happened at one of them is asked for
+ * there alone. */
+
+static struct bed bed_of_sockets(void)
+{
+	static const char *const rpcs[] = { "/n1.sock", "/n2.sock", "h:3" };
+	static const char *const nodes[] = { "n1", "n2", "n3" };
+	struct session_options o = { .links = 3, .rpcs = rpcs, .nodes = nodes };
+	struct bed b = bed_with(o);
+	uint32_t i;
+
+	for (i = 0; i < 3; i++)
+		open_link(&b, i);
+	return b;
+}
+
+static uint32_t link_with_output(struct bed *b)
+{
+	uint32_t i;
+
+	for (i = 0; i < session_links(b->s); i++)
+		if (session_output(b->s, i).n > 0)
+			return i;
+	FAIL("nothing is sent");
+	return 0;
+}
+
+/* A keyed call that was sent to `to` (by way of whoever names it). */
+static struct frame keyed_sent(struct bed *b, uint32_t to)
+{
+	static const char *const nodes[] = { "n1", "n2", "n3" };
+	struct session_request r = request_of("kv/a");
+	uint32_t link;
+	struct frame f;
+
+	r.idem = bytes("k");
+	start(b, &r);
+	link = link_with_output(b);
+	f = sent_by(b, link);
+	if (link == to)
+		return f;
+	not_owner(b, link, f.id, nodes[to], 5);
+	return sent_by(b, to);
+}
+
+TEST(at_a_socket_a_key_is_its_nodes)
+{
+	struct bed b = bed_of_sockets();
+	uint32_t i;
+
+	(void)keyed_sent(&b, 0);
+	session_lost(b.s, 0, b.now, "reset");
+	session_tick(b.s, b.now);
+	for (i = 1; i < 3; i++)
+		EXPECT_UINT(session_output(b.s, i).n, 0);
+	open_link(&b, 0);
+	EXPECT_RC(answer(&b, 0, sent_by(&b, 0).id, "ok"), RC_OK);
+	EXPECT_RC(b.told.rc, RC_OK);
+	bed_end(&b);
+}
+
+TEST(a_node_with_a_key_that_stays_away_leaves_it_unknown)
+{
+	struct bed b = bed_of_sockets();
+
+	(void)keyed_sent(&b, 1);
+	session_lost(b.s, 1, b.now, "reset");
+	while (b.told.n == 0) {
+		EXPECT_UINT(session_output(b.s, 0).n, 0);
+		EXPECT_UINT(session_output(b.s, 2).n, 0);
+		b.now += 100 * MS;
+		session_tick(b.s, b.now);
+	}
+	EXPECT_RC(b.told.rc, RC_UNKNOWN_OUTCOME);
+	bed_end(&b);
+}
+
+TEST(unknown_at_a_socket_is_asked_there_again)
+{
+	struct bed b = bed_of_sockets();
+	struct frame_error e = { .code = RC_NO_QUORUM,
+				 .outcome = OUTCOME_UNKNOWN,
+				 .message = bytes("so the server says"),
+				 .retry_after_ms = -1 };
+
+	refuse_with(&b, 1, keyed_sent(&b, 1).id, &e);
+	pass(&b, 1000);
+	/* Forwarded from there, whoever owns it by now. */
+	refuse(&b, 1, sent_by(&b, 1).id, RC_NO_QUORUM, -1);
+	pass(&b, 1000);
+	EXPECT_RC(answer(&b, 1, sent_by(&b, 1).id, "ok"), RC_OK);
+	EXPECT_RC(b.told.rc, RC_OK);
+	bed_end(&b);
+}
+
+TEST(what_a_certificate_asked_no_socket_repeats)
+{
+	struct bed b = bed_of_sockets();
+
+	(void)keyed_sent(&b, 2);
+	session_lost(b.s, 2, b.now, "reset");
+	session_tick(b.s, b.now);
+	EXPECT_UINT(session_output(b.s, 0).n, 0);
+	EXPECT_UINT(session_output(b.s, 1).n, 0);
+	open_link(&b, 2);
+	EXPECT_RC(answer(&b, 2, sent_by(&b, 2).id, "ok"), RC_OK);
+	bed_end(&b);
+}
+
+/* What did not happen may be asked for by anybody. */
+TEST(what_was_not_sent_to_a_socket_goes_elsewhere)
+{
+	struct bed b = bed_of_sockets();
+	struct session_request r = request_of("kv/a");
+	uint32_t link;
+	uint32_t i;
+
+	r.idem = bytes("k");
+	start(&b, &r);
+	link = link_with_output(&b);
+	session_lost(b.s, link, b.now, "reset");
+	i = link_with_output(&b);
+	EXPECT_TRUE(i != link);
+	EXPECT_RC(answer(&b, i, sent_by(&b, i).id, "ok"), RC_OK);
 	bed_end(&b);
 }
 

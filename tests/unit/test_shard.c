@@ -148,6 +148,12 @@ uint32_t log_entry_bytes_max(const struct log *l)
 	return ENTRY_BYTES_MAX;
 }
 
+bool log_stalled(const struct log *l)
+{
+	(void)l;
+	return false;
+}
+
 bool log_full(const struct log *l, uint32_t shard)
 {
 	EXPECT_UINT(shard, SHARD);

@@ -793,6 +793,16 @@ TEST(records_that_cannot_be)
 	n = begin_record(p, 1);
 	le_put64(p + 40, 101);
 	expect_dropped(p, n);
+	/* One more than such a number must be a number. */
+	n = begin_record(p, 1);
+	le_put64(p + 16, UINT64_MAX);
+	expect_dropped(p, n);
+	n = begin_record(p, 1);
+	le_put64(p + 24, UINT64_MAX);
+	expect_dropped(p, n);
+	head(p, 2, 0);
+	le_put64(p + 8, UINT64_MAX);
+	expect_dropped(p, 16);
 	n = begin_record(p, 1);
 	le_put64(p + 48, 0);
 	expect_dropped(p, n);

@@ -877,6 +877,27 @@ TEST(loads_show_what_is_applied)
 	end_world();
 }
 
+/* Whose state knows no stamp has no time to offer when all were down. */
+TEST(the_first_stamp_is_stored_soon)
+{
+	struct storage_config cfg = config;
+
+	cfg.window_ms = 5000;
+	new_world(3);
+	EXPECT_RC(boot_with(&cfg, NULL), RC_OK);
+	while (node.model.stamp_ns == 0)
+		apply_next();
+	world_run_until(world, world_now_ms(world) + WINDOW_FIRST_MS + 50);
+	EXPECT_UINT(node.stored, node.model.index);
+	apply_next();
+	world_run_until(world, world_now_ms(world) + WINDOW_FIRST_MS + 50);
+	EXPECT_UINT(node.stored, node.model.index - 1);
+	world_run_until(world, world_now_ms(world) + 5000);
+	EXPECT_UINT(node.stored, node.model.index);
+	close_node();
+	end_world();
+}
+
 TEST(mutant_load_skips_window)
 {
 	uint64_t seed;
@@ -1959,6 +1980,12 @@ static void copy_itself(struct copying *c)
 	node.stored = node.checkpointed = c->x.index;
 }
 
+static void threads_random(struct env *env, void *out, size_t n)
+{
+	(void)env;
+	memset(out, 7, n);
+}
+
 TEST(loop_and_worker_are_threads)
 {
 	static const struct env_ops ops = {
@@ -1967,6 +1994,7 @@ TEST(loop_and_worker_are_threads)
 		.timer_stop = threads_timer_stop,
 		.work = threads_work,
 		.post = threads_post,
+		.random = threads_random,
 		.fail_stop = threads_fail_stop,
 	};
 	static struct copying copying;

@@ -767,22 +767,53 @@ TEST(the_hash_between_two_flushes)
 	end_world();
 }
 
-TEST(one_hash_at_a_time)
+TEST(hashes_of_two_indexes_at_a_time)
 {
 	struct node *n = &nodes[SOURCE];
+	struct node more[3] = { 0 };
+	uint8_t want[HASH_BYTES];
+	uint8_t ranges[STATE_RANGES][HASH_BYTES];
 	struct node other = { 0 };
+	unsigned i;
 
 	new_world(3);
 	boot(SOURCE);
 	apply_to(SOURCE, 10);
 	ask_hash(SOURCE);
 	apply_to(SOURCE, 12);
-	other.h = (struct storage_hash){ .done = on_hash, .arg = &other };
-	storage_hash_at(n->s, &other.h);
-	EXPECT_TRUE(await(SOURCE, &other.hashed));
-	EXPECT_RC(other.rc, RC_CONFLICT);
+	for (i = 0; i < 3; i++) {
+		more[i].h = (struct storage_hash){ .done = on_hash,
+						   .arg = &more[i] };
+		if (i == 2)
+			apply_to(SOURCE, 13);
+		storage_hash_at(n->s, &more[i].h);
+		EXPECT_FALSE(more[i].hashed);
+	}
 	EXPECT_TRUE(await(SOURCE, &n->hashed));
 	EXPECT_RC(n->rc, RC_OK);
+	EXPECT_UINT(n->h.index, 10);
+	for (i = 0; i < 3; i++)
+		EXPECT_TRUE(await(SOURCE, &more[i].hashed));
+	/* Two of the same index share a flush; there is no third index. */
+	EXPECT_RC(more[0].rc, RC_OK);
+	EXPECT_RC(more[1].rc, RC_OK);
+	EXPECT_RC(more[2].rc, RC_CONFLICT);
+	hash_at(12, want);
+	memcpy(ranges, nodes[2].h.ranges, sizeof(ranges));
+	for (i = 0; i < 2; i++) {
+		EXPECT_UINT(more[i].h.index, 12);
+		EXPECT_MEM(more[i].h.hash, want, HASH_BYTES);
+		EXPECT_MEM(more[i].h.ranges, ranges, sizeof(ranges));
+	}
+	/* One entry is in one range only. */
+	apply_to(2, 13);
+	EXPECT_RC(hash_of(2, want), RC_OK);
+	for (i = 0; i < STATE_RANGES; i++)
+		other.stored += memcmp(ranges[i], nodes[2].h.ranges[i],
+				       HASH_BYTES) != 0;
+	EXPECT_UINT(other.stored, 1);
+	close_node(2);
+	other.h = (struct storage_hash){ .done = on_hash, .arg = &other };
 	/* Asked before a close it is answered, behind it refused. */
 	ask_hash(SOURCE);
 	storage_close(n->s, on_closed, &n->closed);
@@ -793,6 +824,93 @@ TEST(one_hash_at_a_time)
 	EXPECT_RC(n->rc, RC_OK);
 	EXPECT_TRUE(other.hashed);
 	EXPECT_RC(other.rc, RC_CANCELLED);
+	end_world();
+}
+
+/* Whatever is under way, and whatever is applied behind it. */
+TEST(a_copy_is_of_the_index_at_which_it_was_asked_for)
+{
+	struct node *n = &nodes[SOURCE];
+	uint8_t want[HASH_BYTES];
+	uint64_t flushing;
+	uint64_t seed;
+
+	for (seed = 1; seed <= 60; seed++) {
+		runner_context("seed %u", (unsigned)seed);
+		new_world(seed);
+		boot(SOURCE);
+		apply_to(SOURCE, 1 + world_random(world, 60));
+		if (seed % 3 > 0)
+			storage_flush(n->s);
+		if (seed % 4 == 3)
+			storage_checkpoint(n->s);
+		run_ms(world_random(world, 3));
+		apply_to(SOURCE, 70);
+		/* As a scrub does. */
+		if (seed % 2 == 0)
+			ask_hash(SOURCE);
+		n->x = (struct storage_export){ .ready = on_ready,
+						.data = on_data,
+						.arg = n };
+		n->got = false;
+		storage_export_begin(n->s, &n->x);
+		for (flushing = 71; flushing <= 170; flushing++) {
+			apply_to(SOURCE, flushing);
+			if (flushing % 7 == 0)
+				storage_flush(n->s);
+			if (flushing % 4 == 0)
+				run_ms(world_random(world, 2));
+		}
+		EXPECT_TRUE(await(SOURCE, &n->got));
+		EXPECT_RC(n->got_rc, RC_OK);
+		EXPECT_UINT(n->x.index, 70);
+		if (seed % 2 == 0) {
+			EXPECT_TRUE(n->hashed);
+			EXPECT_RC(n->rc, RC_OK);
+			EXPECT_MEM(n->x.hash, n->h.hash, HASH_BYTES);
+		}
+		hash_at(70, want);
+		EXPECT_MEM(n->x.hash, want, HASH_BYTES);
+		storage_export_end(n->s, &n->x);
+		expect_state(SOURCE, 170);
+		close_node(2);
+		close_node(SOURCE);
+	}
+	runner_context("%s", "");
+	end_world();
+}
+
+/* It is whole, and somebody knows better. */
+TEST(a_state_that_is_said_to_be_wrong)
+{
+	struct node *n = &nodes[SOURCE];
+	struct detail why = { .text = "shard 3: a majority says otherwise" };
+	struct copy c;
+
+	new_world(8);
+	boot(SINK);
+	apply_to(SINK, 80);
+	copy_of(&c, SINK);
+	boot(SOURCE);
+	apply_to(SOURCE, 40);
+	ask_hash(SOURCE);
+	apply_to(SOURCE, 60);
+	storage_spoil(n->s, &why);
+	EXPECT_UINT(n->bad, 1);
+	storage_spoil(n->s, &why);
+	EXPECT_UINT(n->bad, 1);
+	EXPECT_RC(apply(n->s, 61), RC_CORRUPT);
+	EXPECT_TRUE(await(SOURCE, &n->hashed));
+	EXPECT_RC(load(SOURCE, 1), RC_CORRUPT);
+	EXPECT_RC(scrub(SOURCE, 1), RC_CORRUPT);
+	EXPECT_RC(stage(SOURCE, &c), RC_OK);
+	EXPECT_RC(switch_to(SOURCE), RC_OK);
+	expect_state(SOURCE, 80);
+	EXPECT_RC(load(SOURCE, 1), RC_OK);
+	close_node(2);
+	close_node(SOURCE);
+	close_node(SINK);
+	free(c.p);
 	end_world();
 }
 
