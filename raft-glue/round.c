@@ -52,7 +52,8 @@ struct flight {
 	uint64_t number;
 	uint64_t begun_ns;
 	uint64_t shards;  /* Mask of those that wait for it. */
-	uint8_t answered; /* Mask of the members that have. */
+	uint8_t asked;    /* Mask of the members that were. */
+	uint8_t answered; /* And of those that have. */
 	uint64_t term[SHARDS_MAX];
 	uint8_t yes[SHARDS_MAX]; /* Mask of members. */
 };
@@ -80,7 +81,9 @@ struct rounds {
 	size_t flying_n;
 	uint64_t number; /* Of the newest round. */
 	uint64_t begun;
-	unsigned busy; /* Callbacks are on the stack. */
+	bool crowded;   /* Questions have waited for the round before. */
+	uint8_t silent; /* Mask of members that did not answer in time. */
+	unsigned busy;  /* Callbacks are on the stack. */
 	bool freed;
 	struct flight flights[ROUNDS_MAX];
 };
@@ -297,11 +300,49 @@ static struct flight *flight_begin(struct rounds *r, uint64_t now_ns)
 	r->begun++;
 	f->begun_ns = now_ns;
 	f->shards = 0;
+	f->asked = 0;
 	f->answered = 0;
 	return f;
 }
 
-static void question_send(struct rounds *r, const struct flight *f)
+/* Mask of the other members. */
+static uint8_t others(const struct rounds *r)
+{
+	const struct members *m = transport_members(r->t);
+	uint8_t mask = 0;
+	size_t i;
+
+	for (i = 0; i < members_count(m); i++)
+		if (members_at(m, i)->id != members_self(m))
+			mask |= (uint8_t)(1u << i);
+	return mask;
+}
+
+/* As many as make a majority with this node, in turns; all of them when too
+ * few are known to answer. */
+static uint8_t just_enough(const struct rounds *r)
+{
+	size_t n = members_count(transport_members(r->t));
+	uint8_t may = others(r) & (uint8_t)~r->silent;
+	uint8_t mask = 0;
+	size_t need = n / 2;
+	size_t i;
+
+	if ((size_t)__builtin_popcount(may) < need)
+		return others(r);
+	for (i = 0; need > 0; i++) {
+		uint8_t member = (uint8_t)(1u << (r->begun + i) % n);
+
+		if ((may & member) != 0) {
+			mask |= member;
+			need--;
+		}
+	}
+	return mask;
+}
+
+/* To those of `mask`, about the shards that still wait. */
+static void question_send(struct rounds *r, struct flight *f, uint8_t mask)
 {
 	const struct members *m = transport_members(r->t);
 	uint8_t rec[HEAD_BYTES + SHARDS_MAX * QUESTION_BYTES];
@@ -320,13 +361,29 @@ static void question_send(struct rounds *r, const struct flight *f)
 		le_put64(p + 1, f->term[s]);
 		p += QUESTION_BYTES;
 	}
+	f->asked |= mask;
 	for (i = 0; i < members_count(m); i++) {
 		id = members_at(m, i)->id;
 		/* What does not leave is asked again. */
-		if (id != members_self(m))
+		if ((mask & 1u << i) != 0)
 			(void)transport_send(r->t, CHANNEL_ROUND, 0, id, rec,
 					     (size_t)(p - rec), NULL, 0);
 	}
+}
+
+/* Those that were not asked are, when the others did not do. */
+static void question_spread(struct rounds *r, struct flight *f)
+{
+	uint8_t rest = others(r) & (uint8_t)~f->asked;
+
+	if (rest != 0)
+		question_send(r, f, rest);
+}
+
+static void hold_timer_start(struct rounds *r, const struct flight *f)
+{
+	if (!r->hold.running)
+		env_timer_start(&r->hold, f->begun_ns / 1000000u + HOLD_MS + 1);
 }
 
 /* What was asked is taken up by the round. Nothing is called back here. */
@@ -349,7 +406,7 @@ static void asked_take(struct rounds *r, struct flight *f)
 
 /*
  * What is asked while a young round is under way waits for its end, and shares
- * the next: a round costs four frames, whatever is in it. Nobody waits for one
+ * the next: a round costs frames, whatever is in it. Nobody waits for one
  * that is late.
  */
 static bool round_held(struct rounds *r, uint64_t now_ns)
@@ -359,14 +416,29 @@ static bool round_held(struct rounds *r, uint64_t now_ns)
 	if (f == NULL || r->again != 0 ||
 	    now_ns - f->begun_ns >= HOLD_MS * UINT64_C(1000000))
 		return false;
-	if (!r->hold.running)
-		env_timer_start(&r->hold, f->begun_ns / 1000000u + HOLD_MS + 1);
+	hold_timer_start(r, f);
+	r->crowded = true;
 	return true;
+}
+
+/*
+ * Whom to ask. Normally all: the fastest answers count. Where one round follows
+ * the other it is processors that questions wait for, and a frame costs more of
+ * them than all that is in it: then no more are asked than are needed, unless
+ * they do not answer.
+ */
+static uint8_t round_members(struct rounds *r)
+{
+	bool spare = r->crowded && r->again == 0 && TAILQ_EMPTY(&r->flying);
+
+	r->crowded = false;
+	return spare ? just_enough(r) : others(r);
 }
 
 static void round_begin(struct rounds *r, uint64_t now_ns)
 {
 	struct flight *f;
+	uint8_t mask;
 
 	if (STAILQ_EMPTY(&r->asked) && r->again == 0)
 		return;
@@ -374,10 +446,13 @@ static void round_begin(struct rounds *r, uint64_t now_ns)
 		return;
 	if (!room_make(r, now_ns))
 		return;
+	mask = r->t != NULL ? round_members(r) : 0;
 	f = flight_begin(r, now_ns);
 	asked_take(r, f);
 	if (r->t != NULL)
-		question_send(r, f);
+		question_send(r, f, mask);
+	if (r->t != NULL && f->asked != others(r))
+		hold_timer_start(r, f);
 	again_timer_start(r);
 }
 
@@ -468,7 +543,20 @@ static void rounds_timer(struct env_timer *t)
 static void rounds_held(struct env_timer *t)
 {
 	struct rounds *r = CONTAINER_OF(t, struct rounds, hold);
+	uint64_t now_ns = env_now_ns(r->env);
+	struct flight *f;
 
+	TAILQ_FOREACH(f, &r->flying, link)
+	{
+		if (f->asked == others(r))
+			continue;
+		if (now_ns - f->begun_ns < HOLD_MS * UINT64_C(1000000)) {
+			hold_timer_start(r, f);
+			continue;
+		}
+		r->silent |= f->asked & (uint8_t)~f->answered;
+		question_spread(r, f);
+	}
 	if (!STAILQ_EMPTY(&r->asked))
 		env_post(r->env, &r->task);
 }
@@ -561,18 +649,20 @@ static void shard_answered(struct rounds *r, uint64_t number, uint32_t shard,
 		flight_confirm(r, f, shard);
 }
 
-/* When all members have answered, what is still open waits for another
- * round. */
+/* When all that were asked have answered, what is still open needs the others,
+ * or waits for another round. */
 static void all_answered(struct rounds *r, uint64_t number, uint8_t member)
 {
-	const struct members *m = transport_members(r->t);
 	struct flight *f = flight_find(r, number);
 
+	r->silent &= (uint8_t)~member;
 	if (f == NULL)
 		return;
 	f->answered |= member;
-	if ((size_t)__builtin_popcount(f->answered) + 1 >= members_count(m))
+	if (f->answered == others(r))
 		flight_release(r, f);
+	else if (f->answered == f->asked)
+		question_spread(r, f);
 }
 
 static void answer_received(struct rounds *r, uint64_t node_id,
@@ -636,8 +726,10 @@ static void rounds_changed(struct transport_sink *k, uint64_t node_id,
 			   uint64_t epoch)
 {
 	struct rounds *r = CONTAINER_OF(k, struct rounds, sink);
+	int place = member_place(r, node_id);
 
-	(void)node_id;
+	if (epoch == 0 && place >= 0)
+		r->silent |= (uint8_t)(1u << place);
 	if (epoch == 0 || r->open_mask == 0)
 		return;
 	r->again = r->open_mask;

@@ -12,7 +12,7 @@ Nodes and load share the machine, and every figure is of one run: quote ratios
 between rows of one table, not absolute figures of different ones. A figure below
 the floor behind it is marked with a star and no failure: what else the machine
 does counts. Errors and unknown outcomes are. BENCH_SECONDS=N measures each row
-for N seconds (default 4), BENCH_FLOOD_SECONDS=N floods for N (default 30).
+for N seconds (default 8: storage writes every 5), BENCH_FLOOD_SECONDS=N floods for N (default 30).
 """
 import os
 import subprocess
@@ -23,7 +23,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "lib"))
 from hf import Cluster, Node, json, program, until  # noqa: E402
 
-SECONDS = os.environ.get("BENCH_SECONDS", "4")
+SECONDS = os.environ.get("BENCH_SECONDS", "8")
 FLOOD_SECONDS = os.environ.get("BENCH_FLOOD_SECONDS", "30")
 PIPELINED = ["--clients", "16", "--pipeline", "64"]
 

@@ -660,11 +660,136 @@ TEST(a_young_round_is_waited_for)
 	reply(2, number_of(0), &a, true);
 	expect_end(&q[0], RC_OK);
 	expect_open(&q[1]);
-	EXPECT_UINT(transport.n, 4);
+	EXPECT_UINT(transport.n, 3);
 	reply(2, number_of(2), &a, true);
 	reply(2, number_of(2), &b, true);
 	expect_end(&q[1], RC_OK);
 	expect_end(&q[2], RC_OK);
+	rounds_free(rounds);
+}
+
+/* A round that is over in time and for whose end `q` has waited; and the next,
+ * which asks `want` peers. */
+static void crowd(struct question *q, size_t want)
+{
+	static struct question first;
+	size_t n;
+
+	ask(&first, &a);
+	hand_turn(&hand);
+	n = transport.n;
+	ask(q, &a);
+	hand_turn(&hand);
+	EXPECT_UINT(transport.n, n);
+	reply(transport.sent[n - 1].to, number_of(n - 1), &a, true);
+	if (members_n > 3)
+		reply(transport.sent[n - 2].to, number_of(n - 1), &a, true);
+	expect_end(&first, RC_OK);
+	expect_open(q);
+	EXPECT_UINT(transport.n, n + want);
+}
+
+static const struct record *last_sent(void)
+{
+	return &transport.sent[transport.n - 1];
+}
+
+/* Where rounds follow each other each asks as many as it needs, in turns. */
+TEST(a_crowded_round_asks_a_majority)
+{
+	struct question q[8];
+	unsigned of[4] = { 0 };
+	unsigned i;
+
+	setup_of(3);
+	crowd(&q[0], 1);
+	for (i = 0; i < 8; i++) {
+		of[last_sent()->to]++;
+		if (i < 7) {
+			ask(&q[i + 1], &a);
+			hand_turn(&hand);
+		}
+		reply(last_sent()->to, number_of(transport.n - 1), &a, true);
+		expect_end(&q[i], RC_OK);
+	}
+	EXPECT_TRUE(of[2] >= 2 && of[3] >= 2);
+	hand_advance(&hand, 100);
+	EXPECT_UINT(hand_timers(&hand), 0);
+	rounds_free(rounds);
+	setup_of(5);
+	crowd(&q[0], 2);
+	EXPECT_TRUE(last_sent()->to != transport.sent[transport.n - 2].to);
+	reply(last_sent()->to, number_of(transport.n - 1), &a, true);
+	expect_open(&q[0]);
+	reply(transport.sent[transport.n - 2].to, number_of(transport.n - 1),
+	      &a, true);
+	expect_end(&q[0], RC_OK);
+	rounds_free(rounds);
+}
+
+/* The others are asked the same, under the same number, and are asked from then
+ * on. */
+TEST(who_is_silent_is_made_up_for)
+{
+	struct question q;
+	struct question next;
+	uint64_t silent;
+	uint64_t number;
+
+	setup_of(3);
+	crowd(&q, 1);
+	silent = last_sent()->to;
+	number = number_of(transport.n - 1);
+	hand_advance(&hand, 1);
+	EXPECT_UINT(transport.n, 3);
+	hand_advance(&hand, 2);
+	EXPECT_UINT(transport.n, 4);
+	EXPECT_UINT(last_sent()->to, 5 - silent);
+	EXPECT_UINT(number_of(3), number);
+	ask(&next, &a);
+	reply(5 - silent, number, &a, true);
+	expect_end(&q, RC_OK);
+	reply(5 - silent, number_of(transport.n - 1), &a, true);
+	expect_end(&next, RC_OK);
+	crowd(&q, 1);
+	EXPECT_UINT(last_sent()->to, 5 - silent);
+	reply(5 - silent, number_of(transport.n - 1), &a, true);
+	crowd(&q, 1);
+	EXPECT_UINT(last_sent()->to, 5 - silent);
+	rounds_free(rounds);
+}
+
+TEST(who_is_gone_is_not_asked)
+{
+	struct question q;
+
+	setup_of(3);
+	transport.sink->changed(transport.sink, 2, 0);
+	crowd(&q, 1);
+	EXPECT_UINT(last_sent()->to, 3);
+	rounds_free(rounds);
+	setup_of(3);
+	transport.sink->changed(transport.sink, 3, 0);
+	crowd(&q, 1);
+	EXPECT_UINT(last_sent()->to, 2);
+	rounds_free(rounds);
+}
+
+TEST(a_no_of_one_asks_the_other)
+{
+	struct question q;
+	uint64_t no;
+
+	setup_of(3);
+	crowd(&q, 1);
+	no = last_sent()->to;
+	reply(no, number_of(2), &a, false);
+	expect_open(&q);
+	EXPECT_UINT(transport.n, 4);
+	EXPECT_UINT(last_sent()->to, 5 - no);
+	EXPECT_UINT(number_of(3), number_of(2));
+	reply(5 - no, number_of(2), &a, true);
+	expect_end(&q, RC_OK);
 	rounds_free(rounds);
 }
 
