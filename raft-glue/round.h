@@ -5,12 +5,12 @@
  * began after the event, that this node still leads the shard in the same term
  * (DESIGN D7). One round serves all shards: one record to each peer. What is
  * asked in a turn, or while a round is under way that is less than 2 ms old,
- * shares the next, and that one asks no more peers than it needs, and the others
- * when those do not confirm within 2 ms. A round has a number of its own, so that the answer to an
- * older one never confirms what was asked later; a question without an answer
- * is asked again under a new number. A lone voter is its own majority: its
- * round begins and completes in ENV_PHASE_ROUND of the turn. Loop thread. Used
- * by node/core/bridge.c.
+ * shares the next, and that one asks no more peers than it needs, and the
+ * others when those do not confirm within 2 ms. A round has a number of its
+ * own, so that the answer to an older one never confirms what was asked later;
+ * a question without an answer is asked again under a new number. A lone voter
+ * is its own majority: its round begins and completes in ENV_PHASE_ROUND of the
+ * turn. Loop thread. Used by node/core/bridge.c.
  */
 #ifndef HOLDFAST_RAFT_GLUE_ROUND_H
 #define HOLDFAST_RAFT_GLUE_ROUND_H

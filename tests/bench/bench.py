@@ -12,7 +12,8 @@ Nodes and load share the machine, and every figure is of one run: quote ratios
 between rows of one table, not absolute figures of different ones. A figure below
 the floor behind it is marked with a star and no failure: what else the machine
 does counts. Errors and unknown outcomes are. BENCH_SECONDS=N measures each row
-for N seconds (default 8: storage writes every 5), BENCH_FLOOD_SECONDS=N floods for N (default 30).
+for N seconds (default 8: nodes write to their databases every 5),
+BENCH_FLOOD_SECONDS=N floods for N (default 30).
 """
 import os
 import subprocess
