@@ -21,6 +21,7 @@
 #define SECONDS_OF_A_TRIAL 60u
 #define TWICE_EVERY        100u
 #define JOBS_MAX           16u
+#define REGRESSIONS_MAX    1000u
 
 struct options {
 	uint64_t from;
@@ -171,23 +172,40 @@ static void batch_over(const char *what, uint64_t violations)
 		       ledger.violations == violations ? "ok" : "FAILED");
 }
 
-static void run_regressions(void)
+/* All lines first: a child that ends sets the place in the file back, for its
+ * parent too (POSIX on exit() and streams that are read). */
+static size_t regressions_read(uint64_t *seeds)
 {
-	uint64_t violations = ledger.violations;
+	FILE *f = fopen(opt.regressions, "r");
 	char line[256];
-	FILE *f;
+	size_t n = 0;
 
-	if (opt.regressions == NULL)
-		return;
-	f = fopen(opt.regressions, "r");
 	if (f == NULL) {
 		perror(opt.regressions);
 		exit(2);
 	}
-	while (fgets(line, sizeof(line), f) != NULL)
-		if (line[0] >= '0' && line[0] <= '9')
-			run_seed(strtoull(line, NULL, 10));
+	while (fgets(line, sizeof(line), f) != NULL) {
+		if (line[0] < '0' || line[0] > '9')
+			continue;
+		CHECK(n < REGRESSIONS_MAX);
+		seeds[n++] = strtoull(line, NULL, 10);
+	}
 	(void)fclose(f);
+	return n;
+}
+
+static void run_regressions(void)
+{
+	uint64_t violations = ledger.violations;
+	uint64_t seeds[REGRESSIONS_MAX];
+	size_t n;
+	size_t i;
+
+	if (opt.regressions == NULL)
+		return;
+	n = regressions_read(seeds);
+	for (i = 0; i < n; i++)
+		run_seed(seeds[i]);
 	farm_wait();
 	batch_over("known seeds", violations);
 }
