@@ -909,6 +909,7 @@ static bool restart_all(struct trial *r, uint32_t core_set)
 	do {
 		if (!trial_for(r, LEVEL_LOOK_MS))
 			return false;
+		replace_broken(r, &core_set);
 		look_level(r, core_set, why);
 	} while (why[0] != '\0' && trial_now(r) - begin < TRIAL_HEALS_MS);
 	if (why[0] != '\0')
