@@ -226,29 +226,31 @@ static enum rc read_unit_head(struct pack_r *r, struct unit_r *out)
 enum rc entry_next(struct entry_r *e, struct unit_r *out)
 {
 	struct unit_row row;
-	uint32_t i;
 
-	*out = (struct unit_r){ 0 };
+	*out = (struct unit_r){ .entry = e };
+	for (; e->rows > 0; e->rows--)
+		if (read_row(&e->r, &row) != RC_OK)
+			return RC_CORRUPT;
 	if (e->units == 0)
 		return e->r.at == e->r.end ? RC_EOF : RC_CORRUPT;
 	if (read_unit_head(&e->r, out) != RC_OK)
 		return RC_CORRUPT;
-	out->r = e->r;
-	for (i = 0; i < out->rows; i++)
-		if (read_row(&e->r, &row) != RC_OK)
-			return RC_CORRUPT;
-	out->r.end = e->r.at;
+	e->rows = out->rows;
 	e->units--;
 	return RC_OK;
 }
 
 enum rc unit_next(struct unit_r *u, struct unit_row *out)
 {
+	struct entry_r *e = u->entry;
+
 	*out = (struct unit_row){ .kind = ROW_DATA };
 	if (u->rows == 0)
-		return u->r.at == u->r.end ? RC_EOF : RC_CORRUPT;
-	if (read_row(&u->r, out) != RC_OK)
+		return RC_EOF;
+	PRE(u->rows == e->rows);
+	if (read_row(&e->r, out) != RC_OK)
 		return RC_CORRUPT;
 	u->rows--;
+	e->rows--;
 	return RC_OK;
 }

@@ -74,6 +74,7 @@ struct entry_r {
 	uint64_t term;
 	uint32_t units;  /* Left for entry_next. */
 	bool scrub;      /* It has none. */
+	uint32_t rows;   /* Private: of the last unit, not read yet. */
 	struct pack_r r; /* Private. */
 };
 struct unit_r {
@@ -81,13 +82,15 @@ struct unit_r {
 	uint32_t flags;
 	struct pack_bytes head; /* p == NULL: unchanged. */
 	uint32_t rows;          /* Left for unit_next. */
-	struct pack_r r;        /* Private. */
+	struct entry_r *entry;  /* Private. */
 };
 enum rc entry_read(const void *p, size_t n, struct entry_r *out);
-/* RC_EOF after the last; then the entry must be at its end (RC_CORRUPT). */
+/* Rows that unit_next was not asked for are passed over, and verified. RC_EOF
+ * after the last; then the entry must be at its end (RC_CORRUPT). */
 enum rc entry_next(struct entry_r *e, struct unit_r *out);
 /* Of an entry that was found good. */
 bool entry_scrubs(const void *p, size_t n);
+/* Of the unit that entry_next gave last. RC_EOF after its last row. */
 enum rc unit_next(struct unit_r *u, struct unit_row *out);
 
 #endif

@@ -33,10 +33,17 @@ void htab_insert(struct htab *t, struct hnode *node, uint64_t hash);
 /* `node` must be in the table. */
 void htab_remove(struct htab *t, struct hnode *node);
 
+/* Where the hash's chain begins, for who wants it in the cache. */
+static inline struct hnode *const *htab_slot(const struct htab *t,
+					     uint64_t hash)
+{
+	return &t->slots[hash & t->mask];
+}
+
 /* First node of the hash's chain; go on with ->next, skipping other hashes. */
 static inline struct hnode *htab_first(const struct htab *t, uint64_t hash)
 {
-	return t->slots[hash & t->mask];
+	return *htab_slot(t, hash);
 }
 
 /* Visit every node; `cb` may remove the node it is given, nothing else. */
