@@ -9,6 +9,8 @@ import tempfile
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "lib"))
 from hf import json, main, program, tests_of  # noqa: E402
 
+LONG = 20000
+
 
 def judge(rows):
     """rows: (client, id, type, fields); each takes one step of time."""
@@ -125,6 +127,20 @@ def test_a_swap_of_what_was_not_there_is_found():
     h = History()
     incr(h, 1, 1, 1)
     h.did(2, "cas", {"expect": 3, "value": 4}, rev=2)
+    h.bad()
+
+
+def test_a_long_history_with_an_unknown_write_is_judged():
+    """Each write that was answered may be the one that was not: a way that
+    forks more often than a stack is deep."""
+    h = History()
+    h.ask(2, "incr", by=1).end(2, "unknown")
+    for value in range(1, LONG):
+        incr(h, 1, value, value)
+    h.good()
+    incr(h, 1, LONG + 1, LONG + 1)
+    h.good()
+    incr(h, 1, LONG + 3, LONG + 3)
     h.bad()
 
 

@@ -932,61 +932,109 @@ static void choose(struct search *s, struct kv_state *st, uint32_t *pos,
 	pos[ch->lane]++;
 }
 
-static bool search_from(struct search *s, struct kv_state *st, uint32_t *pos);
+/* Where several calls may come next. On the heap: a long history has more such
+ * places than a stack has room for. */
+struct fork {
+	struct fork *before;
+	struct kv_state *st;
+	uint32_t *pos;
+	struct choice *choices;
+	unsigned n;
+	unsigned tried;
+};
 
-static bool search_all(struct search *s, const struct kv_state *st,
-		       const uint32_t *pos, const struct choice *choices,
-		       unsigned n)
+static struct fork *fork_new(const struct search *s, const struct kv_state *st,
+			     const uint32_t *pos, const struct choice *choices,
+			     unsigned n)
 {
-	struct kv_state *next = sim_alloc(s->state_bytes);
-	uint32_t *at = sim_alloc(s->pos_bytes);
-	bool good = false;
-	unsigned i;
+	struct fork *f = sim_alloc(sizeof(*f));
 
-	for (i = 0; i < n && !good && !s->gave_up; i++) {
-		memcpy(next, st, s->state_bytes);
-		memcpy(at, pos, s->pos_bytes);
-		choose(s, next, at, &choices[i]);
-		good = search_from(s, next, at);
+	f->st = sim_alloc(s->state_bytes);
+	memcpy(f->st, st, s->state_bytes);
+	f->pos = sim_alloc(s->pos_bytes);
+	memcpy(f->pos, pos, s->pos_bytes);
+	f->choices = sim_alloc(n * sizeof(*choices));
+	memcpy(f->choices, choices, n * sizeof(*choices));
+	f->n = n;
+	return f;
+}
+
+/* The one before it. */
+static struct fork *fork_free(struct fork *f)
+{
+	struct fork *before = f->before;
+
+	free(f->st);
+	free(f->pos);
+	free(f->choices);
+	free(f);
+	return before;
+}
+
+enum walk { WALK_OVER, WALK_STUCK, WALK_FORK };
+
+/* As far as there is only one way. */
+static enum walk walk_on(struct search *s, struct kv_state *st, uint32_t *pos,
+			 struct choice *choices, unsigned *n)
+{
+	uint64_t bound;
+
+	for (;;) {
+		if (drop_late(s, st, pos))
+			return WALK_OVER;
+		s->pos = pos;
+		come_to(s, st, pos);
+		if (is_too_far(s, st, pos))
+			return WALK_STUCK;
+		if (++s->nodes > NODES_MAX) {
+			s->gave_up = true;
+			return WALK_STUCK;
+		}
+		bound = latest(s, pos);
+		if (take_quiet(s, st, pos, bound))
+			continue;
+		*n = find_choices(s, st, pos, bound, false, choices, 0);
+		*n = find_choices(s, st, pos, bound, true, choices, *n);
+		*n = find_skips(s, pos, choices, *n);
+		if (*n == 0)
+			return WALK_STUCK;
+		if (*n == 1) {
+			choose(s, st, pos, &choices[0]);
+			continue;
+		}
+		return seen_before(s, state_hash(s, st, pos)) ? WALK_STUCK
+							      : WALK_FORK;
 	}
-	free(next);
-	free(at);
-	return good;
 }
 
 static bool search_from(struct search *s, struct kv_state *st, uint32_t *pos)
 {
 	struct choice choices[CHOICES_MAX];
-	uint64_t bound;
-	unsigned n;
+	struct fork *last = NULL;
+	struct fork *f;
+	enum walk walk;
+	unsigned n = 0;
 
 	for (;;) {
-		if (drop_late(s, st, pos))
-			return true;
-		s->pos = pos;
-		come_to(s, st, pos);
-		if (is_too_far(s, st, pos))
-			return false;
-		if (++s->nodes > NODES_MAX) {
-			s->gave_up = true;
-			return false;
+		walk = walk_on(s, st, pos, choices, &n);
+		if (walk == WALK_OVER || s->gave_up)
+			break;
+		if (walk == WALK_FORK) {
+			f = fork_new(s, st, pos, choices, n);
+			f->before = last;
+			last = f;
 		}
-		bound = latest(s, pos);
-		if (take_quiet(s, st, pos, bound))
-			continue;
-		n = find_choices(s, st, pos, bound, false, choices, 0);
-		n = find_choices(s, st, pos, bound, true, choices, n);
-		n = find_skips(s, pos, choices, n);
-		if (n == 0)
-			return false;
-		if (n == 1) {
-			choose(s, st, pos, &choices[0]);
-			continue;
-		}
-		if (seen_before(s, state_hash(s, st, pos)))
-			return false;
-		return search_all(s, st, pos, choices, n);
+		while (last != NULL && last->tried == last->n)
+			last = fork_free(last);
+		if (last == NULL)
+			break;
+		memcpy(st, last->st, s->state_bytes);
+		memcpy(pos, last->pos, s->pos_bytes);
+		choose(s, st, pos, &last->choices[last->tried++]);
 	}
+	while (last != NULL)
+		last = fork_free(last);
+	return walk == WALK_OVER;
 }
 
 /* -------------------------------------------------------- setting it up */
@@ -1751,7 +1799,9 @@ static bool denied_for_nothing(const struct limiter_history *h,
 			refilled(h, d, h->leads[i]);
 		most = taken > most ? taken : most;
 	}
-	if (most + d->cost > (double)h->burst - 1e-6)
+	/* The class rounds nothing: what fits to the last permit is let in.
+	 * Less than a nanosecond's share, more than a double's error. */
+	if (most + d->cost > (double)h->burst + 1e-11)
 		return false;
 	(void)snprintf(out->invariant, sizeof(out->invariant), "denial");
 	(void)snprintf(out->text, sizeof(out->text),
