@@ -435,6 +435,10 @@ static void event_refuse_for_load(struct event *ev, enum rc rc)
 		event_abort(ev, RC_OVERLOADED, "no memory to load the object");
 	else if (rc == RC_CANCELLED)
 		event_abort(ev, RC_NOT_OWNER, "the node is stopping");
+	else if (rc == RC_NOT_OWNER)
+		event_abort(ev, rc,
+			    "the shard's state is damaged here: this node "
+			    "gives it up");
 	else
 		event_abort(ev, RC_INTERNAL,
 			    "the object's state cannot be read");
@@ -481,6 +485,10 @@ static void load_done(struct storage_load *l, enum rc rc)
 	LIST_REMOVE(load, link);
 	if (o != NULL) {
 		o->loading = NULL;
+		/* Not the object alone: the shard loses its state with it, and
+		 * is somebody else's next. */
+		if (rc == RC_CORRUPT)
+			rc = RC_NOT_OWNER;
 		if (rc == RC_OK)
 			rc = load->rc;
 		if (rc == RC_OK)

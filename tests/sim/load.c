@@ -1005,17 +1005,12 @@ static void check_rights(const struct op *op)
 
 static enum call_end op_failed(struct op *op, const struct answer *a)
 {
-	bool damaged = may_be_damaged(op->l->r);
-
-	if (a->rc == RC_INTERNAL && !damaged)
+	if (a->rc == RC_INTERNAL)
 		trial_breach(op->l->r, "internal", "%s %s: %s",
 			     op->req->t->address, op->req->method,
 			     a->why->text);
 	if (a->outcome == OUTCOME_UNKNOWN)
 		return CALL_UNKNOWN;
-	/* An owner that has just found its state damaged. */
-	if (a->rc == RC_INTERNAL && damaged)
-		return CALL_REFUSED;
 	/* Whether there is such a key is not told to who has no rights. */
 	if (is_guest(op) && (a->rc == RC_NOT_FOUND || a->rc == RC_DENIED))
 		return CALL_REFUSED;

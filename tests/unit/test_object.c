@@ -576,7 +576,7 @@ TEST(a_load_that_fails_ends_who_waited_for_it)
 		enum rc load;
 		enum rc shown;
 	} cases[] = {
-		{ RC_CORRUPT, RC_INTERNAL },
+		{ RC_CORRUPT, RC_NOT_OWNER },
 		{ RC_IO, RC_INTERNAL },
 		{ RC_CANCELLED, RC_NOT_OWNER },
 	};
@@ -752,7 +752,7 @@ TEST(an_event_whose_row_cannot_be_loaded_ends_and_the_next_goes_on)
 	fake_storage_finish(f->storage, 0, RC_OK);
 	fake_storage_finish(f->storage, 0, RC_CORRUPT);
 	fake_go(f);
-	expect_end(a, RC_INTERNAL, OUTCOME_REFUSED);
+	expect_end(a, RC_NOT_OWNER, OUTCOME_REFUSED);
 	EXPECT_RC(b->ev.rc, RC_OK);
 	fake_event_free(a);
 	fake_event_free(b);
