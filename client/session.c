@@ -94,9 +94,10 @@ struct call {
 	bool asked;    /* SENT: the node refuses when it is not the owner. */
 	bool redirect; /* Its caller does not want it forwarded. */
 	bool cancelled;
-	bool maybe;       /* A try before this one may have happened, */
-	uint32_t via;     /* over this link, plus 1, */
-	uint64_t via_ns;  /* sent then. */
+	/* A try before this one may have happened: over this link, plus 1, sent
+	 * then. 0: none may. */
+	uint32_t via;
+	uint64_t via_ns;
 	uint64_t sent_ns; /* SENT: when. */
 	uint64_t keep_ns; /* So long its key is remembered, less a share. */
 	uint32_t options; /* Pairs in `body` from `options_at` on. */
@@ -345,7 +346,7 @@ static void call_end_ours(struct session *s, struct call *c, enum rc rc,
 	struct session_answer a = { .rc = rc, .ours = true, .tries = c->tries };
 	struct detail why = { 0 };
 
-	if (c->maybe && rc_outcome(rc) == OUTCOME_REFUSED) {
+	if (c->via != 0 && rc_outcome(rc) == OUTCOME_REFUSED) {
 		detail_set(&why, rc, NULL,
 			   "%s; a try before it may have happened",
 			   text != NULL ? text : rc_text(rc));
@@ -696,7 +697,6 @@ enum rc session_start(struct session *s, const struct session_request *r,
 	c->keyed = !c->is_call || r->idem.n > 0;
 	c->once = r->once;
 	c->cancelled = false;
-	c->maybe = false;
 	c->via = 0;
 	c->keep_ns = key_kept_ns(c, r);
 	c->deadline_ns =
@@ -940,7 +940,7 @@ static void call_count(struct session *s, struct call *c)
 /* Its key may be forgotten by now: sent again, it could take effect twice. */
 static bool call_is_late(const struct call *c, uint64_t now_ns)
 {
-	return c->maybe && c->via != 0 && now_ns - c->via_ns >= c->keep_ns;
+	return c->via != 0 && now_ns - c->via_ns >= c->keep_ns;
 }
 
 /* False: the link takes no more now. True: the call waits no longer. */
@@ -1258,7 +1258,6 @@ static bool call_may_repeat(const struct session *s, const struct call *c)
 /* The try that was sent last may have. */
 static void call_happened(struct call *c)
 {
-	c->maybe = true;
 	if (c->via != 0)
 		return;
 	c->via = c->link + 1;
@@ -1674,7 +1673,7 @@ static void call_answered_error(struct session *s, struct call *c,
 
 	if (call_rerouted(s, c, e, now_ns) || call_retry(s, c, e, now_ns))
 		return;
-	if (c->maybe && e->outcome == OUTCOME_REFUSED) {
+	if (c->via != 0 && e->outcome == OUTCOME_REFUSED) {
 		detail_set(&why, e->code, NULL,
 			   "a try may have happened; the last was refused: "
 			   "%s: %.*s",

@@ -667,36 +667,42 @@ static struct pack_bytes text(const char *s)
 	return (struct pack_bytes){ (const uint8_t *)s, strlen(s) };
 }
 
+static struct answer refusal(enum rc rc, const struct detail *why)
+{
+	return (struct answer){ .rc = rc,
+				.outcome = OUTCOME_REFUSED,
+				.why = why,
+				.shard = UINT32_MAX,
+				.retry_after_ms = -1 };
+}
+
 static void refuse(struct rpc_slot *slot, enum rc rc, uint64_t owner,
 		   const struct detail *why)
 {
-	struct answer a = { .rc = rc,
-			    .outcome = OUTCOME_REFUSED,
-			    .why = why,
-			    .owner = owner,
-			    .shard = UINT32_MAX,
-			    .retry_after_ms = -1 };
+	struct answer a = refusal(rc, why);
 
+	a.owner = owner;
+	rpc_answer(slot, &a);
+}
+
+static void refuse_for_now(struct rpc_slot *slot, enum rc rc,
+			   const struct detail *why)
+{
+	struct answer a = refusal(rc, why);
+
+	a.retry_after_ms = RETRY_AFTER_MS;
 	rpc_answer(slot, &a);
 }
 
 /* What is decided here without a call, from grants that can be gone by. */
 static bool may_decide(struct metrics *m, struct rpc_slot *slot)
 {
-	static const struct detail why = {
-		.text = "this node has not heard from the directory for too "
-			"long"
-	};
-	struct answer a = { .rc = RC_NO_QUORUM,
-			    .outcome = OUTCOME_REFUSED,
-			    .why = &why,
-			    .shard = UINT32_MAX,
-			    .retry_after_ms = RETRY_AFTER_MS };
+	struct detail why = { { 0 }, { 0 } };
+	enum rc rc = call_may_decide(m->core, &why);
 
-	if (call_may_decide(m->core))
-		return true;
-	rpc_answer(slot, &a);
-	return false;
+	if (rc != RC_OK)
+		refuse_for_now(slot, rc, &why);
+	return rc == RC_OK;
 }
 
 static void answer_value(struct rpc_slot *slot, const struct pack_w *w)
@@ -907,13 +913,7 @@ static void listing_free(struct listing *l)
 static void listing_refuse(struct listing *l, enum rc rc,
 			   const struct detail *why)
 {
-	struct answer a = { .rc = rc,
-			    .outcome = OUTCOME_REFUSED,
-			    .why = why,
-			    .shard = UINT32_MAX,
-			    .retry_after_ms = -1 };
-
-	rpc_answer(l->slot, &a);
+	refuse(l->slot, rc, 0, why);
 	listing_free(l);
 }
 
@@ -1192,15 +1192,6 @@ static struct listing *listing_new(struct metrics *m,
 	return l;
 }
 
-static void refuse_nomem(struct rpc_slot *slot)
-{
-	struct answer a = { .rc = RC_OVERLOADED,
-			    .outcome = OUTCOME_REFUSED,
-			    .retry_after_ms = RETRY_AFTER_MS };
-
-	rpc_answer(slot, &a);
-}
-
 static void host_objects(void *arg, const struct caller *caller,
 			 struct pack_bytes params, struct rpc_slot *slot)
 {
@@ -1214,7 +1205,7 @@ static void host_objects(void *arg, const struct caller *caller,
 		return;
 	l = listing_new(m, caller, slot);
 	if (l == NULL) {
-		refuse_nomem(slot);
+		refuse_for_now(slot, RC_OVERLOADED, NULL);
 		return;
 	}
 	l->heads.rows_max = 512;
@@ -1311,7 +1302,7 @@ static void host_object(void *arg, const struct caller *caller,
 		return;
 	l = listing_new(m, caller, slot);
 	if (l == NULL) {
-		refuse_nomem(slot);
+		refuse_for_now(slot, RC_OVERLOADED, NULL);
 		return;
 	}
 	rc = object_params(l, params, &why);

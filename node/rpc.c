@@ -602,15 +602,13 @@ static enum rc overloaded_make(struct rpc *rpc)
  * at. */
 static void conn_overloaded(struct conn *c, uint32_t id)
 {
-	static const char digits[] = "0123456789abcdef";
+	char request_id[CALL_ID_BYTES];
 	struct rpc *rpc = c->rpc;
-	uint64_t request_id = rpc->next_id++;
-	uint8_t *at = rpc->overloaded.p + rpc->overloaded_id_at;
 	size_t before = c->out.n;
-	int i;
 
-	for (i = 15; i >= 0; i--, request_id >>= 4)
-		at[i] = (uint8_t)digits[request_id & 15];
+	call_id_text(rpc->next_id++, request_id);
+	memcpy(rpc->overloaded.p + rpc->overloaded_id_at, request_id,
+	       sizeof(request_id) - 1);
 	frame_response(&c->out, id);
 	pack_raw(&c->out, rpc->overloaded.p, rpc->overloaded.n);
 	conn_dirty(c);
@@ -766,7 +764,7 @@ static bool status_params(struct conn *c, const struct frame *f, bool *reset)
  * enough for that; where there is none, whoever runs the node may see why. */
 static bool may_look(struct conn *c, uint32_t id)
 {
-	bool decides = call_may_decide(c->rpc->core);
+	bool decides = call_may_decide(c->rpc->core, NULL) == RC_OK;
 
 	if (bind_any(core_bind(c->rpc->core), c->caller.principal,
 		     c->caller.tenant, c->caller.env,

@@ -46,7 +46,6 @@ _Static_assert(RAFT_VERSION_NUMBER == 2201,
 #define HEAD_BYTES   16u
 #define APPEND_BYTES 40u
 #define ENTRY_HEAD   16u
-#define NUMBER_MAX   (UINT64_MAX >> 1)
 
 _Static_assert(CODEC_PIECE_BYTES + ENTRY_BYTES_MAX < LINK_MESSAGE_BYTES_MAX,
 	       "a piece fits a message of a link");

@@ -19,6 +19,9 @@ struct raft_message;
  * never cut. */
 #define CODEC_PIECE_BYTES (1u << 20)
 
+/* Of terms and indexes. */
+#define NUMBER_MAX (UINT64_MAX >> 1)
+
 /* The `capacity` of a result: the sender's disk is low, or full. */
 #define CODEC_CAPACITY_LOW  1u
 #define CODEC_CAPACITY_FULL 2u

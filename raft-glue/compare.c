@@ -166,6 +166,16 @@ static void name_ranges(const struct compare_hash *a,
 		(void)snprintf(out, n, "none");
 }
 
+/* Whether the i-th told another state; then, in which ranges. */
+static bool told_other(const struct compare *c, size_t i,
+		       const struct compare_hash *than, char *ranges, size_t n)
+{
+	if (!has_told(c, i) || same(c->told[i].state, than->state))
+		return false;
+	name_ranges(&c->told[i], than, ranges, n);
+	return true;
+}
+
 static void conclude_differs(struct compare *c, const struct compare_hash *good)
 {
 	const struct compare_hash *own = &c->told[c->self];
@@ -173,17 +183,15 @@ static void conclude_differs(struct compare *c, const struct compare_hash *good)
 	size_t i;
 
 	for (i = 0; i < c->members_n; i++) {
-		if (!has_told(c, i) || same(c->told[i].state, good->state))
+		if (!told_other(c, i, good, ranges, sizeof(ranges)))
 			continue;
 		c->stats.differences++;
-		name_ranges(&c->told[i], good, ranges, sizeof(ranges));
 		LOG_ERROR("replica_differs", F("shard", c->shard),
 			  F("node", c->members[i]), F("index", own->index),
 			  F("ranges", (const char *)ranges));
 	}
-	if (same(own->state, good->state))
+	if (!told_other(c, c->self, good, ranges, sizeof(ranges)))
 		return;
-	name_ranges(own, good, ranges, sizeof(ranges));
 	c->wrong = true;
 	c->why = (struct detail){ .text = "" };
 	(void)detail_set(&c->why, RC_CORRUPT, NULL,
@@ -199,9 +207,8 @@ static void conclude_undecided(struct compare *c)
 	size_t i;
 
 	for (i = 0; i < c->members_n; i++) {
-		if (!has_told(c, i) || same(c->told[i].state, own->state))
+		if (!told_other(c, i, own, ranges, sizeof(ranges)))
 			continue;
-		name_ranges(&c->told[i], own, ranges, sizeof(ranges));
 		LOG_ERROR("replicas_undecided", F("shard", c->shard),
 			  F("node", c->members[i]), F("index", own->index),
 			  F("ranges", (const char *)ranges),

@@ -43,6 +43,7 @@
 #include "node/base/limits.h"
 #include "node/base/mutant.h"
 #include "node/base/sm.h"
+#include "raft-glue/codec.h"
 #include "raft-glue/le.h"
 
 #define SNAPSHOTS_MAGIC 0x736e6170u
@@ -50,10 +51,7 @@
 #define HEAD_BYTES  16u
 #define PIECE_HEAD  24u
 #define BEGIN_BYTES 72u
-#define NUMBER_MAX                                                \
-	(UINT64_MAX >> 1) /* Of terms and indexes, as in codec.c. \
-			   */
-#define CONF_MAX (64u << 10)
+#define CONF_MAX    (64u << 10)
 
 #define WINDOW_BYTES ((uint64_t)SNAPSHOT_PIECES_MAX * SNAPSHOT_PIECE_BYTES)
 

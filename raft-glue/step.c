@@ -821,6 +821,7 @@ enum rc step_deliver(struct step *st, uint64_t node_id, uint64_t epoch,
 		     const uint8_t *p, size_t n, bool full,
 		     struct step_seen *seen)
 {
+	struct step_peer *peer;
 	struct raft_message m;
 	enum rc rc = codec_read(p, n, node_id, &m);
 
@@ -835,8 +836,9 @@ enum rc step_deliver(struct step *st, uint64_t node_id, uint64_t epoch,
 		return RC_OK;
 	}
 	look_at_result(&st->raft, &m, seen);
-	if (seen->result && peer_of(st, node_id) != NULL)
-		peer_of(st, node_id)->full = seen->full;
+	peer = seen->result ? peer_of(st, node_id) : NULL;
+	if (peer != NULL)
+		peer->full = seen->full;
 	if (full && m.type == RAFT_APPEND_ENTRIES &&
 	    m.append_entries.n_entries > 0)
 		drop_entries(&m.append_entries);

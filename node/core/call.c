@@ -1,10 +1,12 @@
 #include "node/core/call.h"
 
+#include <endian.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "node/base/check.h"
+#include "node/base/crypto.h"
 #include "node/base/limits.h"
 #include "node/base/logline.h"
 #include "node/base/mutant.h"
@@ -389,7 +391,9 @@ static void meta_write(struct call *c, struct pack_w *w)
 
 void call_id_text(uint64_t request_id, char out[CALL_ID_BYTES])
 {
-	snprintf(out, CALL_ID_BYTES, "%016llx", (unsigned long long)request_id);
+	uint64_t big_endian = htobe64(request_id);
+
+	hex_encode((const uint8_t *)&big_endian, sizeof(big_endian), out);
 }
 
 /* The id is the one that the caller's error names. Names of objects and
@@ -670,15 +674,11 @@ static enum rc call_bind(struct call *c)
 	ev->env = c->addr.env;
 	ev->name = c->addr.name;
 	ev->principal = c->caller.principal;
-	/* By its id an object is found, not made: so one that is not there and
-	 * one that is another's are the same. */
+	/* An id says nothing of the names it was made of: by it nobody makes
+	 * an object where another tenant's or class's may stand one day, and
+	 * one that is absent answers as one that is not the caller's. */
 	if (!c->addr.by_id)
-		/* An id says nothing of the names it was made of: by it nobody
-		 * makes an object where another tenant's or class's may stand
-		 * one day, and one that is absent answers as one that is not
-		 * the caller's. */
-		if (!c->addr.by_id)
-			ev->flags |= EVENT_CREATE;
+		ev->flags |= EVENT_CREATE;
 	c->shard = route_shard(id, &c->addr);
 	c->bridge = core_bridge(c->core, c->shard);
 	return RC_OK;
@@ -865,11 +865,10 @@ static enum rc call_route(struct call *c)
 		if (c->serving || c->redirect)
 			return RC_NOT_OWNER;
 		rc = call_forward(c, r.node_id);
-		if (rc == RC_NO_QUORUM && call_asks_around(c))
+		if (rc == RC_NO_QUORUM &&
+		    (call_asks_around(c) || call_await(c, r.node_id) == RC_OK))
 			return RC_OK;
-		return rc == RC_NO_QUORUM && call_await(c, r.node_id) == RC_OK
-			       ? RC_OK
-			       : rc;
+		return rc;
 	case ROUTE_NOBODY:
 		break;
 	}
@@ -989,11 +988,15 @@ static struct directory *call_directory(const struct call *c)
 	return c->node ? NULL : core_calls(c->core)->directory;
 }
 
-bool call_may_decide(struct core *core)
+enum rc call_may_decide(struct core *core, struct detail *why)
 {
 	const struct directory *d = core_calls(core)->directory;
 
-	return d == NULL || directory_good(d);
+	if (d == NULL || directory_good(d))
+		return RC_OK;
+	return detail_set(why, RC_NO_QUORUM, NULL,
+			  "this node has not heard from the directory for too "
+			  "long");
 }
 
 /* A peer knows a newer directory, or ours may be too old to go by. */
@@ -1334,12 +1337,12 @@ static enum rc call_allowed(struct call *c)
 	struct directory *d = call_directory(c);
 	enum rc rc;
 
-	if (d != NULL && !directory_good(d))
-		return detail_set(&c->ev.why, RC_NO_QUORUM, NULL,
-				  "this node has not heard from the directory "
-				  "for too long");
-	if (d != NULL)
+	if (d != NULL) {
+		rc = call_may_decide(c->core, &c->ev.why);
+		if (rc != RC_OK)
+			return rc;
 		c->version = directory_version(d);
+	}
 	rc = call_bind(c);
 	/* A change that nobody looks at is none. */
 	if (rc == RC_OK && d == NULL && !c->node &&

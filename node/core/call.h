@@ -56,8 +56,8 @@ size_t call_held_bytes(const struct call *c);
 
 /* Whether grants can be gone by now (DESIGN D10): not while this node has not
  * read the cluster's directory for too long, or yet. What is decided without a
- * call asks this first. */
-bool call_may_decide(struct core *core);
+ * call asks this first: RC_OK, or RC_NO_QUORUM. */
+enum rc call_may_decide(struct core *core, struct detail *why);
 
 #define CALL_ID_BYTES 17u
 /* A request id as errors and log lines spell it. */

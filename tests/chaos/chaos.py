@@ -20,7 +20,7 @@ import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "lib"))
-from hf import Cluster, json, program, until  # noqa: E402
+from hf import Cluster, json, passes, program, until  # noqa: E402
 
 SHARDS = 8
 CLIENTS = 32
@@ -252,19 +252,8 @@ def handovers():
 
 def main():
     names = sys.argv[1:] or ["kills", "pauses", "blackouts", "handovers"]
-    passed = failed = 0
-    for name in names:
-        began = time.monotonic()
-        try:
-            globals()[name]()
-            passed += 1
-            print("ok   %s (%.0f s)" % (name, time.monotonic() - began))
-        except Exception:
-            import traceback
-            failed += 1
-            print("FAIL %s" % name)
-            traceback.print_exc(file=sys.stdout)
-        sys.stdout.flush()
+    passed = sum(passes(name, lambda: globals()[name]()) for name in names)
+    failed = len(names) - passed
     print("# chaos.py: %d passed, %d failed" % (passed, failed))
     sys.exit(1 if failed else 0)
 

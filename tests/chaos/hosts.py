@@ -24,7 +24,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "lib"))
 sys.path.insert(0, os.path.dirname(__file__))
-from hf import Cluster, until  # noqa: E402
+from hf import Cluster, passes, until  # noqa: E402
 from chaos import (Load, caught_up, end, first_writes, limit,  # noqa: E402
                    owned_by, say)
 
@@ -181,7 +181,7 @@ def flapping(h, c, load):
 
 
 def scenes(names):
-    passed = failed = 0
+    passed = 0
     with Hosts(3) as h, \
             Cluster(3, shards=SHARDS, ports=(7101, 7201),
                     host=",".join(h.address(i + 1) for i in range(3)),
@@ -195,21 +195,12 @@ def scenes(names):
         load = stack.enter_context(Load(c, 5))
         first_writes(load, 0, set(range(SHARDS)), None)
         for name in names:
-            began = time.monotonic()
-            try:
-                globals()[name](h, c, load)
-                passed += 1
-                print("ok   %s (%.0f s)" % (name, time.monotonic() - began))
-            except Exception:
-                import traceback
-                failed += 1
-                print("FAIL %s" % name)
-                traceback.print_exc(file=sys.stdout)
+            passed += passes(name, lambda: globals()[name](h, c, load))
             h.heal()
             c.wait_leaders()
             for n in c.nodes:
                 caught_up(c, n)
-            sys.stdout.flush()
+        failed = len(names) - passed
         end(load)
         passed += 1
         print("ok   judged")

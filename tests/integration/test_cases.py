@@ -11,20 +11,11 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "lib"))
 sys.path.insert(0, os.path.dirname(__file__))
 from hf import *  # noqa: E402,F403
 from cut import Wires  # noqa: E402
-from test_cluster import Load, call_until  # noqa: E402
+from test_cluster import Load, call_until, owner_of  # noqa: E402
 
 
 # Nobody can have said anything else on the wrong side of a cut.
 NOTHING = ("NOT_OWNER", "NO_QUORUM", "UNKNOWN_OUTCOME", "DEADLINE")
-
-
-def owner_of(c, address):
-    client = c[1].client()
-    try:
-        _, meta = call_until(client, address, "incr", {"key": "n"}, meta=True)
-        return c[meta["owner"]]
-    finally:
-        client.close()
 
 
 def value_of(client, address):

@@ -150,6 +150,16 @@ def call_until(c, address, method, args=None, **options):
     return until("%s of %s" % (method, address), ask)[0]
 
 
+def owner_of(c, address):
+    """The node that counted `n` of this object up just now."""
+    client = c[1].client()
+    try:
+        _, meta = call_until(client, address, "incr", {"key": "n"}, meta=True)
+        return c[meta["owner"]]
+    finally:
+        client.close()
+
+
 def mode(path):
     return stat.S_IMODE(os.stat(path).st_mode)
 

@@ -14,7 +14,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "lib"))
 sys.path.insert(0, os.path.dirname(__file__))
 from hf import *  # noqa: E402,F403
 from cut import Wires  # noqa: E402
-from test_cluster import Load, call_until  # noqa: E402
+from test_cluster import Load, call_until, owner_of  # noqa: E402
 
 DEAD_S = 1.2  # After so long a connection that says nothing is given up.
 TRACE = ["strace", "-f", "-qq", "-e", "signal=none", "-o", "/dev/null"]
@@ -22,15 +22,6 @@ TRACE = ["strace", "-f", "-qq", "-e", "signal=none", "-o", "/dev/null"]
 
 def testing(**kw):
     return Cluster(shards=2, daemon="holdfastd-testing", **kw)
-
-
-def owner_of(c, address):
-    client = c[1].client()
-    try:
-        _, meta = call_until(client, address, "incr", {"key": "n"}, meta=True)
-        return c[meta["owner"]]
-    finally:
-        client.close()
 
 
 def refused_in(client, ms, method, *args):

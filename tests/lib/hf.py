@@ -569,15 +569,6 @@ class Cluster:
             return got if None not in got.values() else None
         return until("every shard has a leader", ask, limit)
 
-    def owner_of(self, address):
-        """The node that executes calls of this object now."""
-        c = next(n for n in self.nodes if n.running).client()
-        try:
-            meta = c.call(address, "get", {"key": "-"}, meta=True)[1]
-        finally:
-            c.close()
-        return self[meta["owner"]]
-
     def run(self, *argv, **kw):
         """The program `holdfast`, as the admin over TCP."""
         return run("holdfast", "--config", self.client_yaml, *argv, **kw)
@@ -631,25 +622,29 @@ def run(*argv, **kw):
                           timeout=LIMIT_S, text=True, **kw)
 
 
+def passes(name, fn):
+    """Whether it does, which it also says."""
+    began = time.monotonic()
+    try:
+        fn()
+        print("ok   %s (%.1f s)" % (name, time.monotonic() - began))
+        return True
+    except Exception:
+        print("FAIL %s" % name)
+        traceback.print_exc(file=sys.stdout)
+        return False
+    finally:
+        sys.stdout.flush()
+
+
 def main(tests):
     """Run test_ functions; the last line is what ./check adds up."""
     name = os.path.basename(sys.argv[0])
     wanted = sys.argv[1:]
-    passed = failed = 0
-    for t in tests:
-        if wanted and t.__name__ not in wanted:
-            continue
-        began = time.monotonic()
-        try:
-            t()
-            passed += 1
-            print("ok   %s (%.1f s)" % (t.__name__,
-                                        time.monotonic() - began))
-        except Exception:
-            failed += 1
-            print("FAIL %s" % t.__name__)
-            traceback.print_exc(file=sys.stdout)
-        sys.stdout.flush()
+    results = [passes(t.__name__, t) for t in tests
+               if not wanted or t.__name__ in wanted]
+    passed = sum(results)
+    failed = len(results) - passed
     print("# %s: %d passed, %d failed" % (name, passed, failed))
     sys.exit(1 if failed else 0)
 

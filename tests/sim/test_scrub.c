@@ -19,10 +19,10 @@ static unsigned owner;
 static unsigned one;
 static unsigned two;
 
-static void put(void)
+static void put(const char *args)
 {
-	EXPECT_RC(cluster_ask(owner, "me", object, "put",
-			      "{'key':'m','value':10}", NULL)
+	EXPECT_RC(cluster_ask(cluster_owner(shard), "me", object, "put", args,
+			      NULL)
 			  ->rc,
 		  RC_OK);
 }
@@ -47,7 +47,7 @@ static void begin(unsigned n, uint64_t seed, uint32_t scrub_ms)
 	} while (owner == 0 || shard == 0);
 	one = owner == 1 ? 2 : 1;
 	two = owner + one == 3 ? 3 : 6 - owner - one;
-	put();
+	put("{'key':'m','value':10}");
 }
 
 static struct bridge *bridge_at(unsigned id)
@@ -79,25 +79,24 @@ static enum shard_health health_of(unsigned id)
 	return view.health;
 }
 
-static uint64_t incr(unsigned id)
+static uint64_t value(unsigned id, const char *method, const char *args)
 {
-	struct told *t =
-		cluster_ask(id, "me", object, "incr", "{'key':'n'}", NULL);
+	struct told *t = cluster_ask(id, "me", object, method, args, NULL);
 
 	if (t->rc != RC_OK)
 		FAIL("%s: %s", rc_name(t->rc), t->why.text);
 	return say_u64(rig_result(t), "value");
 }
 
+static uint64_t incr(unsigned id)
+{
+	return value(id, "incr", "{'key':'n'}");
+}
+
 /* What a test spoils: nobody writes it again. */
 static uint64_t get(unsigned id)
 {
-	struct told *t =
-		cluster_ask(id, "me", object, "get", "{'key':'m'}", NULL);
-
-	if (t->rc != RC_OK)
-		FAIL("%s: %s", rc_name(t->rc), t->why.text);
-	return say_u64(rig_result(t), "value");
+	return value(id, "get", "{'key':'m'}");
 }
 
 static struct oid object_id(void)
@@ -357,10 +356,7 @@ static void far_behind(unsigned id)
 	for (i = 0; i < 2000; i++) {
 		snprintf(args, sizeof(args), "{'key':'x%u','value':'%s'}",
 			 i % 50, large);
-		EXPECT_RC(cluster_ask(cluster_owner(shard), "me", object, "put",
-				      args, NULL)
-				  ->rc,
-			  RC_OK);
+		put(args);
 	}
 	cluster_run(1000);
 }
@@ -370,14 +366,19 @@ static bool looked_at_installed(void)
 	return installs_of(looked_at) > 0;
 }
 
+static void expect_installed(unsigned id, uint64_t within_ms)
+{
+	looked_at = id;
+	EXPECT_TRUE(cluster_until(looked_at_installed, within_ms));
+}
+
 TEST(a_copy_is_what_another_voter_has)
 {
 	begin(3, 906, SLOW_MS);
 	EXPECT_UINT(incr(owner), 1);
 	far_behind(two);
 	cluster_boot(two);
-	looked_at = two;
-	EXPECT_TRUE(cluster_until(looked_at_installed, 60000));
+	expect_installed(two, 60000);
 	EXPECT_UINT(compares_of(two).confirmed, 1);
 	EXPECT_UINT(compares_of(two).alone, 0);
 	EXPECT_UINT(compares_of(two).refused, 0);
@@ -394,8 +395,7 @@ TEST(a_copy_from_the_only_one_left)
 	far_behind(two);
 	cluster_kill(one);
 	cluster_boot(two);
-	looked_at = two;
-	EXPECT_TRUE(cluster_until(looked_at_installed, 60000));
+	expect_installed(two, 60000);
 	EXPECT_UINT(compares_of(two).confirmed, 0);
 	EXPECT_UINT(compares_of(two).alone, 1);
 	cluster_settle();
@@ -448,8 +448,7 @@ TEST(a_source_that_is_wrong_is_rebuilt_first)
 	own(one);
 	far_behind(behind);
 	cluster_boot(behind);
-	looked_at = behind;
-	EXPECT_TRUE(cluster_until(looked_at_installed, 30000));
+	expect_installed(behind, 30000);
 	EXPECT_TRUE(compares_of(behind).confirmed > 0);
 	expect_rebuilt(one);
 	cluster_settle();

@@ -5,6 +5,8 @@
 #include "tests/lib/runner.h"
 
 #define MS UINT64_C(1000000)
+/* More calls than any limit. */
+#define FLOOD 100000u
 
 static struct admission a;
 static uint64_t now;
@@ -38,6 +40,15 @@ static void window(uint64_t ms, uint64_t syncs, uint64_t sync_ns)
 	admission_turn(&a, now, syncs, sync_ns);
 }
 
+/* `n` windows in which calls take `ms` each, and as many come as can. */
+static void flood(unsigned n, uint64_t ms)
+{
+	for (; n > 0; n--) {
+		(void)fill(FLOOD);
+		window(ms, 0, 0);
+	}
+}
+
 TEST(whoever_keeps_few_in_flight_is_never_refused)
 {
 	unsigned i;
@@ -53,20 +64,15 @@ TEST(whoever_keeps_few_in_flight_is_never_refused)
 
 TEST(the_limit_falls_while_calls_are_refused_and_slow)
 {
-	unsigned i;
-
 	begin(16384);
-	EXPECT_UINT(fill(100000), ADMISSION_CALLS);
+	EXPECT_UINT(fill(FLOOD), ADMISSION_CALLS);
 	window(40, 0, 0);
 	/* At most halved at once. */
 	EXPECT_UINT(a.limit, ADMISSION_CALLS / 2);
-	EXPECT_UINT(fill(100000), ADMISSION_CALLS / 2);
+	EXPECT_UINT(fill(FLOOD), ADMISSION_CALLS / 2);
 	window(10, 0, 0);
 	EXPECT_UINT(a.limit, ADMISSION_CALLS / 4);
-	for (i = 0; i < 10; i++) {
-		(void)fill(100000);
-		window(1000, 0, 0);
-	}
+	flood(10, 1000);
 	EXPECT_UINT(a.limit, ADMISSION_CALLS_MIN);
 }
 
@@ -77,7 +83,7 @@ TEST(it_settles_at_what_they_may_take)
 	begin(16384);
 	/* 20 us of one processor each. */
 	for (i = 0; i < 40; i++) {
-		uint32_t n = fill(100000);
+		uint32_t n = fill(FLOOD);
 
 		window(n / 50, 0, 0);
 	}
@@ -90,10 +96,7 @@ TEST(it_grows_while_they_are_fast)
 	unsigned i;
 
 	begin(4096);
-	for (i = 0; i < 40; i++) {
-		(void)fill(100000);
-		window(1, 0, 0);
-	}
+	flood(40, 1);
 	EXPECT_UINT(a.limit, 4096);
 	/* Kept as long as it is used, and given back when it is not. */
 	for (i = 0; i < 40; i++) {
@@ -113,10 +116,7 @@ TEST(it_comes_back_when_nothing_is_refused)
 	unsigned i;
 
 	begin(16384);
-	for (i = 0; i < 10; i++) {
-		(void)fill(100000);
-		window(100, 0, 0);
-	}
+	flood(10, 100);
 	EXPECT_UINT(a.limit, ADMISSION_CALLS_MIN);
 	for (i = 0; i < 8; i++)
 		window(1, 0, 0);
@@ -131,18 +131,18 @@ TEST(slow_disks_are_no_flood)
 
 	begin(16384);
 	for (i = 0; i < 60; i++) {
-		(void)fill(100000);
+		(void)fill(FLOOD);
 		syncs += 3;
 		window(60, syncs, syncs * 20 * MS);
 		EXPECT_TRUE(a.limit >= ADMISSION_CALLS);
 	}
 	EXPECT_UINT(a.limit, 16384);
 	/* Without syncs the last that was seen counts. */
-	(void)fill(100000);
+	(void)fill(FLOOD);
 	window(60, syncs, syncs * 20 * MS);
 	EXPECT_UINT(a.limit, 16384);
 	/* A disk that is fast again. */
-	(void)fill(100000);
+	(void)fill(FLOOD);
 	window(60, syncs + 100, syncs * 20 * MS + 100 * MS);
 	EXPECT_UINT(a.limit, 8192);
 }
@@ -151,7 +151,7 @@ TEST(slow_disks_are_no_flood)
 TEST(a_standstill_moves_nothing)
 {
 	begin(16384);
-	(void)fill(100000);
+	(void)fill(FLOOD);
 	now += 1000 * MS;
 	EXPECT_TRUE(admission_due(&a, now));
 	admission_turn(&a, now, 0, 0);
@@ -162,8 +162,7 @@ TEST(a_standstill_moves_nothing)
 TEST(a_window_is_as_long_as_a_call)
 {
 	begin(16384);
-	(void)fill(100000);
-	window(400, 0, 0);
+	flood(1, 400);
 	EXPECT_FALSE(admission_due(&a, now + 399 * MS));
 	EXPECT_TRUE(admission_due(&a, now + 400 * MS));
 }
@@ -171,7 +170,7 @@ TEST(a_window_is_as_long_as_a_call)
 TEST(who_asks_for_one_comes_in)
 {
 	begin(16384);
-	EXPECT_UINT(fill(100000), ADMISSION_CALLS);
+	EXPECT_UINT(fill(FLOOD), ADMISSION_CALLS);
 	EXPECT_TRUE(admission_enter(&a, DOOR_CLIENTS, true));
 	EXPECT_FALSE(admission_enter(&a, DOOR_CLIENTS, false));
 	while (admission_enter(&a, DOOR_CLIENTS, true))
@@ -182,7 +181,7 @@ TEST(who_asks_for_one_comes_in)
 TEST(other_nodes_have_a_door_of_their_own)
 {
 	begin(16384);
-	EXPECT_UINT(fill(100000), ADMISSION_CALLS);
+	EXPECT_UINT(fill(FLOOD), ADMISSION_CALLS);
 	while (admission_enter(&a, DOOR_NODES, false))
 		;
 	EXPECT_UINT(a.open[DOOR_NODES], 2 * ADMISSION_CALLS);
@@ -203,9 +202,6 @@ TEST(small_nodes_have_small_limits)
 	}
 	begin(32);
 	EXPECT_UINT(fill(100), 32);
-	for (i = 0; i < 5; i++) {
-		(void)fill(100);
-		window(100, 0, 0);
-	}
+	flood(5, 100);
 	EXPECT_UINT(a.limit, 32);
 }
