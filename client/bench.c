@@ -1411,9 +1411,11 @@ static enum rc phase_each(struct bench *b, const struct recipe *c, uint32_t n,
 	if (b->next_object == n && calls_in_flight(b) == 0 &&
 	    b->calls - calls == n && first.text[0] == '\0')
 		return RC_OK;
-	return detail_set(why, RC_CONFLICT, NULL, "%s: %s", what,
-			  first.text[0] != '\0' ? first.text
-						: "no answer of the server");
+	return detail_set(
+		why,
+		b->r->unknown_total != lost ? RC_UNKNOWN_OUTCOME : RC_CONFLICT,
+		NULL, "%s: %s", what,
+		first.text[0] != '\0' ? first.text : "no answer of the server");
 }
 
 static enum rc bench_set_up(struct bench *b)

@@ -128,7 +128,8 @@ struct bench_result {
 /*
  * RC_OK: `*r` is filled, whatever the server answered. Else `why` says what
  * went wrong before the measurement: RC_IO (no connection), RC_CONFLICT (the
- * set-up was refused), RC_NOMEM, RC_INVALID (an option).
+ * set-up was refused), RC_UNKNOWN_OUTCOME (or may have happened), RC_NOMEM,
+ * RC_INVALID (an option).
  */
 enum rc bench_run(const struct bench_options *o, struct bench_result *r,
 		  struct detail *why);

@@ -248,6 +248,8 @@ static int bench_go(const struct cli *cli, struct bench_options *o,
 		return CLI_UNREACHABLE;
 	if (rc == RC_NOMEM)
 		return CLI_INTERNAL;
+	if (rc == RC_UNKNOWN_OUTCOME)
+		return CLI_UNKNOWN;
 	return rc == RC_OK ? CLI_OK : CLI_REFUSED;
 }
 

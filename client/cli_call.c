@@ -757,7 +757,7 @@ const struct cli_command cli_limit_command = {
 	"limit",
 	"Sets and asks a rate limiter",
 	"limit put-policy NAME LIMIT PERIOD_MS [--burst N] [--policy P]\n"
-	"      [--durability memory|lagged|committed]\n"
+	"limit put-policy NAME LIMIT PERIOD_MS --durability D\n"
 	"limit check NAME KEY [--cost N] [--dry-run]\n"
 	"limit peek NAME KEY\n"
 	"limit reset NAME KEY\n"
@@ -765,7 +765,7 @@ const struct cli_command cli_limit_command = {
 	"limit destroy NAME\n",
 	"NAME is the object's name: rate_limiter/NAME. A check that is denied "
 	"exits\nwith 0: the answer was given. --durability of put-policy is "
-	"what a check of\nthat policy waits for.\n\n"
+	"what a check of\nthat policy waits for: leased too.\n\n"
 	"  holdfast limit put-policy login 5 60000\n"
 	"  holdfast limit check login alice\n",
 	limit_command,

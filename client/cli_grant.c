@@ -128,6 +128,18 @@ static void changed_show(const struct holdfast_answer *a)
 	(void)names_show(stdout, v, "missing", "not confirmed yet by");
 }
 
+/* A name that nobody can have is granted to nobody, without a word. */
+static bool principal_formed(const char *p)
+{
+	static const char *const forms[] = { "unix:", "spiffe://", "object:" };
+	size_t i;
+
+	for (i = 0; i < sizeof(forms) / sizeof(forms[0]); i++)
+		if (strncmp(p, forms[i], strlen(forms[i])) == 0)
+			return true;
+	return false;
+}
+
 static int change(struct cli *cli, int argc, char **argv, const char *method,
 		  bool grant)
 {
@@ -159,6 +171,11 @@ static int change(struct cli *cli, int argc, char **argv, const char *method,
 		return code;
 	if (grant && o.rights == NULL)
 		return cli_usage(cli, "--rights says what is given");
+	if (grant && !principal_formed(cli->args[0]))
+		return cli_usage(cli,
+				 "`%.80s' is nobody's name: unix:NODE:UID, "
+				 "or the URI of a certificate",
+				 cli->args[0]);
 	if (grant) {
 		o.tenant = o.tenant != NULL ? o.tenant : "default";
 		o.env = o.env != NULL ? o.env : "dev";

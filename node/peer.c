@@ -44,6 +44,8 @@
 #define PAUSE_MIN_MS    20u
 #define PAUSE_MAX_MS    1000u
 #define CONNECT_MS      1000u
+#define BRIEF_LIMIT     3u /* Connections, then they are no news. */
+#define UNWELCOME_MS    60000u
 #define RENEW_MS        500u
 #define REFUSED_LOG_MS  1000u
 #define READ_BYTES      (256u << 10)
@@ -106,6 +108,10 @@ struct lane {
 	bool dropped;      /* By who stands on it. */
 	uint32_t attempts; /* To resolve its name. */
 	uint64_t began_ms;
+	/* A peer that refuses us ends each connection as soon as it is up. It
+	 * cannot tell why, and two lines a second would tell nothing. */
+	uint32_t brief; /* Such ones, one after the other. */
+	uint64_t brief_log_ms;
 	struct env_timer retry;
 	uv_getaddrinfo_t resolve;
 };
@@ -562,6 +568,13 @@ static struct line *line_new(struct peers *ps, int fd,
 	return c;
 }
 
+static void log_up(const struct line *c)
+{
+	LOG_INFO("peer_up", F("node", c->peer->at.id),
+		 F("link", kind_name(c->lane->kind)), F("epoch", c->epoch),
+		 F("address", (const char *)c->address));
+}
+
 /* A newer connection is the better one: the other side would not have made it
  * if the old one were any good to it. */
 static void line_up(struct line *c)
@@ -583,10 +596,35 @@ static void line_up(struct line *c)
 	l->dropped = false;
 	l->began_ms = c->since_ms;
 	l->peer->stats.connects++;
-	LOG_INFO("peer_up", F("node", l->peer->at.id),
-		 F("link", kind_name(l->kind)), F("epoch", c->epoch),
-		 F("address", (const char *)c->address));
+	if (l->brief < BRIEF_LIMIT)
+		log_up(c);
 	tell_changed(l, c->epoch);
+}
+
+/* It has been up for long enough. */
+static void lane_lasts(struct lane *l)
+{
+	if (l->brief >= BRIEF_LIMIT)
+		log_up(l->up);
+	l->brief = 0;
+}
+
+static void lane_was_brief(struct lane *l)
+{
+	uint64_t now = now_ms(l->peer->peers);
+
+	if (l->peer->peers->closing)
+		return;
+	if (l->brief < BRIEF_LIMIT)
+		l->brief++;
+	if (l->dropped || l->brief < BRIEF_LIMIT ||
+	    (l->brief_log_ms != 0 && now - l->brief_log_ms < UNWELCOME_MS))
+		return;
+	l->brief_log_ms = now;
+	LOG_WARN("peer_unwelcome", F("node", l->peer->at.id),
+		 F("link", kind_name(l->kind)),
+		 F("why", "it ends each connection at once: its log says why, "
+			  "in a line `peer_refused`"));
 }
 
 /* The byte that says which link it is, in either direction. */
@@ -830,7 +868,8 @@ static void lane_retry(struct lane *l)
 /* Those that are to connect and cannot say so at each attempt. */
 static void log_down(const struct line *c, const char *why)
 {
-	if (c->state == LINE_UP && c->lane != NULL)
+	if (c->state == LINE_UP && c->lane != NULL &&
+	    c->lane->brief < BRIEF_LIMIT)
 		LOG_INFO("peer_down", F("node", c->peer->at.id),
 			 F("link", kind_name(c->lane->kind)),
 			 F("epoch", c->epoch), F("why", why));
@@ -877,7 +916,9 @@ static void line_end(struct line *c, const char *why)
 	if (was_up) {
 		l->up = NULL;
 		/* It was some good: the next may come soon. */
-		if (!l->dropped && now_ms(ps) - l->began_ms >= PAUSE_MAX_MS)
+		if (now_ms(ps) - l->began_ms < PAUSE_MAX_MS)
+			lane_was_brief(l);
+		else if (!l->dropped)
 			l->pause_ms = PAUSE_MIN_MS;
 	}
 	if (l->up == NULL)
@@ -1144,6 +1185,8 @@ static void line_sweep_up(struct line *c, uint64_t now)
 {
 	struct peers *ps = c->peers;
 
+	if (c->lane->brief > 0 && since(now, c->lane->began_ms) >= PAUSE_MAX_MS)
+		lane_lasts(c->lane);
 	if (since(now, c->out_ms) >= ps->tick_ms)
 		line_alive(c);
 	/* What has come and was not read yet is not silence. */

@@ -1706,22 +1706,35 @@ static enum rc socket_free(const char *path, struct detail *why)
 	if (lstat(path, &st) != 0)
 		return RC_OK;
 	if (!S_ISSOCK(st.st_mode))
-		return detail_set(why, RC_EXISTS, "socket",
+		return detail_set(why, RC_EXISTS, "listen.socket",
 				  "%s exists and is no socket", path);
 	snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", path);
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (fd < 0)
-		return detail_set(why, RC_IO, "socket", "no socket: %s",
+		return detail_set(why, RC_IO, "listen.socket", "no socket: %s",
 				  strerror(errno));
 	e = connect(fd, (struct sockaddr *)&addr, sizeof(addr));
 	close(fd);
 	if (e == 0)
-		return detail_set(why, RC_EXISTS, "socket",
+		return detail_set(why, RC_EXISTS, "listen.socket",
 				  "another process listens on %s", path);
 	if (unlink(path) != 0)
-		return detail_set(why, RC_IO, "socket", "cannot replace %s: %s",
-				  path, strerror(errno));
+		return detail_set(why, RC_IO, "listen.socket",
+				  "cannot replace %s: %s", path,
+				  strerror(errno));
 	return RC_OK;
+}
+
+static bool folder_there(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+	struct sockaddr_un addr;
+
+	if (slash == NULL || slash == path)
+		return true;
+	snprintf(addr.sun_path, sizeof(addr.sun_path), "%.*s",
+		 (int)(slash - path), path);
+	return access(addr.sun_path, F_OK) == 0 || errno != ENOENT;
 }
 
 static void listener_init(struct rpc *rpc, unsigned i)
@@ -1749,12 +1762,15 @@ static enum rc listen_unix(struct rpc *rpc, struct detail *why)
 	listener_init(rpc, LISTEN_UNIX);
 	/* The umask is 0077: the socket is never open to others. */
 	e = uv_pipe_bind(&l->pipe, rpc->path);
+	/* It says EACCES for a folder that is not there. */
+	if (e == UV_EACCES && !folder_there(rpc->path))
+		e = UV_ENOENT;
 	if (e == 0 && chmod(rpc->path, 0600) != 0)
 		e = UV_EPERM;
 	if (e == 0)
 		e = uv_listen(&l->stream, 1024, rpc_accept);
 	if (e < 0)
-		return detail_set(why, RC_IO, "socket",
+		return detail_set(why, RC_IO, "listen.socket",
 				  "cannot listen on %s: %s", rpc->path,
 				  uv_strerror(e));
 	return RC_OK;
@@ -1852,7 +1868,7 @@ enum rc rpc_open(uv_loop_t *loop, struct env *env, struct core *core,
 
 	PRE(cfg->listen_host == NULL || cfg->tls != NULL);
 	if (strlen(path) >= sizeof(rpc->path))
-		return detail_set(why, RC_INVALID, "socket",
+		return detail_set(why, RC_INVALID, "listen.socket",
 				  "the path of a Unix socket has at most %zu "
 				  "bytes",
 				  sizeof(rpc->path) - 1);

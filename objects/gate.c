@@ -61,7 +61,8 @@ void gate_lead(struct gate *g, uint64_t epoch)
 	g->index = 0;
 	g->newest = 0;
 	g->under_way = 0;
-	g->proved = 0;
+	if (!MUTANT(proof_kept))
+		g->proved = 0;
 	g->asked = 0;
 	g->fresh_ns = 0;
 	g->asked_ticket = 0;

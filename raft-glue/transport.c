@@ -50,6 +50,8 @@
 #define GREETING_BYTES  78u
 #define RECORD_HEAD     6u
 #define TRANSPORT_MAGIC 0x7472616eu
+
+#define REFUSED_LOG_MS 10000u
 /* A frame that is larger leaves before the turn ends. */
 #define FLUSH_BYTES (256u << 10)
 
@@ -89,6 +91,7 @@ struct lane {
 	size_t n;                 /* 0: nothing yet. */
 	size_t room;              /* Of the link, when the frame began. */
 	uint64_t records;         /* In the frame. */
+	uint64_t refused_ms;      /* When it was said last; 0: never. */
 };
 
 struct peer {
@@ -395,6 +398,19 @@ static void lane_up(struct lane *l)
 
 static void lane_noted(void *arg, uint64_t node_id);
 
+/* It comes back every second, for as long as nobody looks. */
+static void log_refused(struct lane *l, const char *why)
+{
+	uint64_t now = env_now_ms(l->t->env);
+
+	if (l->refused_ms != 0 && now - l->refused_ms < REFUSED_LOG_MS)
+		return;
+	l->refused_ms = now;
+	LOG_WARN("peer_refused", F("node", l->node_id),
+		 F("link", l->kind == LINK_RAFT ? "raft" : "bulk"),
+		 F("epoch", l->epoch), F("why", why));
+}
+
 /* The greeting is checked when it is noted: the member may have greeted with a
  * later boot while an older note of this lane was written. */
 static void lane_note(struct lane *l)
@@ -405,9 +421,7 @@ static void lane_note(struct lane *l)
 	if (members_check(t->members, l->node_id, &l->greeting, &why) !=
 	    RC_OK) {
 		t->stats.refused++;
-		LOG_WARN("peer_refused", F("node", l->node_id),
-			 F("link", l->kind == LINK_RAFT ? "raft" : "bulk"),
-			 F("epoch", l->epoch), F("why", why.text));
+		log_refused(l, why.text);
 		lane_drop(l);
 		return;
 	}

@@ -243,7 +243,8 @@ static struct chunk *chunk_for(struct bridge *b, size_t bytes)
 {
 	struct chunk *c = TAILQ_LAST(&b->chunks, chunks);
 
-	if (c != NULL && !c->scrub && c->units_n < ENTRY_UNITS_MAX &&
+	if (c != NULL && (!c->scrub || MUTANT(scrub_swallows)) &&
+	    c->units_n < ENTRY_UNITS_MAX &&
 	    c->units.n + bytes + ENTRY_HEAD_BYTES <=
 		    shard_entry_bytes_max(b->shard))
 		return c;

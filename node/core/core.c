@@ -284,6 +284,7 @@ static enum rc core_open_bridge(struct core *core, uint32_t i,
 			     .window_bytes = core->cfg.window_bytes,
 			     .wal_bytes_max = core->cfg.checkpoint_bytes },
 	};
+	struct detail bad = { { 0 }, { 0 } }; /* Of this shard alone. */
 	enum rc rc;
 
 	voters_of(core, &cfg.shard);
@@ -296,12 +297,14 @@ static enum rc core_open_bridge(struct core *core, uint32_t i,
 			"verify`)",
 			i);
 	rc = bridge_open(core, core->env, core->disk, &cfg, &core->bridges[i],
-			 why);
-	if (rc != RC_CORRUPT || core_alone(core))
+			 &bad);
+	if (rc != RC_CORRUPT || core_alone(core)) {
+		if (why != NULL && bad.text[0] != '\0')
+			*why = bad;
 		return rc;
+	}
 	/* Others have it: it is taken anew from a leader. */
-	LOG_ERROR("state_bad", F("shard", i),
-		  F("why", (const char *)why->text));
+	LOG_ERROR("state_bad", F("shard", i), F("why", (const char *)bad.text));
 	cfg.storage.absent = true;
 	cfg.shard.state_bad = true;
 	return bridge_open(core, core->env, core->disk, &cfg, &core->bridges[i],

@@ -40,6 +40,7 @@ struct line {
 	int64_t expect;
 	int64_t by;
 	uint64_t rev;
+	bool strange; /* A field of another type. */
 };
 
 struct object {
@@ -83,11 +84,22 @@ static void text_copy(struct pack_r *r, char out[TEXT_MAX])
 		(void)pack_skip(r, NULL);
 }
 
-static void value_copy(struct pack_r *r, bool *nil, int64_t *v)
+/* Anything but an integer or null would be taken for 0: that is no history. */
+static void value_copy(struct pack_r *r, struct line *l, bool *nil, int64_t *v)
 {
 	*nil = pack_get_nil(r) == RC_OK;
-	if (!*nil && pack_get_i64(r, v) != RC_OK)
-		(void)pack_skip(r, NULL);
+	if (*nil || pack_get_i64(r, v) == RC_OK)
+		return;
+	l->strange = true;
+	(void)pack_skip(r, NULL);
+}
+
+static void number_copy(struct pack_r *r, struct line *l, uint64_t *v)
+{
+	if (pack_get_u64(r, v) == RC_OK)
+		return;
+	l->strange = true;
+	(void)pack_skip(r, NULL);
 }
 
 static void field_read(struct line *l, struct pack_bytes key, struct pack_r *r)
@@ -117,22 +129,20 @@ static void field_read(struct line *l, struct pack_bytes key, struct pack_r *r)
 	for (i = 0; i < ARRAY_LEN(numbers); i++)
 		if (pack_bytes_eq(key, numbers[i].name,
 				  strlen(numbers[i].name))) {
-			if (pack_get_u64(r,
-					 (uint64_t *)(void *)((char *)l +
-							      numbers[i].at)) !=
-			    RC_OK)
-				(void)pack_skip(r, NULL);
+			number_copy(r, l,
+				    (uint64_t *)(void *)((char *)l +
+							 numbers[i].at));
 			return;
 		}
 	if (pack_bytes_eq(key, "value", 5)) {
 		l->has_value = true;
-		value_copy(r, &l->nil, &l->value);
+		value_copy(r, l, &l->nil, &l->value);
 	} else if (pack_bytes_eq(key, "expect", 6)) {
-		value_copy(r, &l->expect_nil, &l->expect);
+		value_copy(r, l, &l->expect_nil, &l->expect);
 	} else if (pack_bytes_eq(key, "by", 2)) {
 		bool nil;
 
-		value_copy(r, &nil, &l->by);
+		value_copy(r, l, &nil, &l->by);
 	} else {
 		(void)pack_skip(r, NULL);
 	}
@@ -158,7 +168,7 @@ static bool line_read(const char *text, struct line *l)
 			field_read(l, key, &r);
 	}
 	pack_w_release(&w);
-	return ok && l->at > 0 && l->type[0] != '\0';
+	return ok && !l->strange && l->at > 0 && l->type[0] != '\0';
 }
 
 static struct object *object_of(struct judge *j, const char *name)

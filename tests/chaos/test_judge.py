@@ -130,6 +130,65 @@ def test_a_swap_of_what_was_not_there_is_found():
     h.bad()
 
 
+def test_reads_that_go_back_are_found():
+    """Both lie within the write: one saw it, and a later one did not."""
+    h = History()
+    incr(h, 1, 1, 1)
+    h.ask(1, "put", value=7)
+    h.did(2, "get", {}, value=7, rev=2)
+    h.did(3, "get", {}, value=1, rev=1)
+    h.end(1, "ok", rev=2)
+    h.bad()
+
+
+def test_an_unknown_write_that_comes_and_goes_is_found():
+    h = History()
+    incr(h, 1, 1, 1)
+    h.ask(2, "put", value=7).end(2, "unknown")
+    h.did(1, "get", {}, value=7, rev=2)
+    h.did(1, "get", {}, value=1, rev=1)
+    h.bad()
+
+
+def test_an_unknown_increment_that_counted_twice_is_found():
+    for times in (1, 2):
+        h = History()
+        h.ask(2, "incr", by=1).end(2, "unknown")
+        incr(h, 1, 1 + times, 1 + times)
+        (h.good if times == 1 else h.bad)()
+
+
+def test_a_key_whose_first_try_is_unknown_counts_once():
+    for twice in (False, True):
+        h = History()
+        h.ask(1, "incr", by=1, idem="a").end(1, "unknown")
+        h.did(2, "get", {}, value=1, rev=1)
+        incr(h, 1, 2 if twice else 1, 2 if twice else 1, idem="a")
+        (h.bad if twice else h.good)()
+
+
+def test_a_conflict_that_was_none_is_found():
+    h = History()
+    incr(h, 1, 1, 1)
+    h.did(2, "cas", {"expect": 1, "value": 8}, code="CONFLICT", expect=1)
+    h.bad()
+
+
+def test_a_revision_that_is_given_twice_is_found():
+    h = History()
+    h.did(1, "put", {"value": 7}, rev=1)
+    h.did(2, "put", {"value": 7}, rev=1)
+    h.bad()
+
+
+def test_a_value_that_is_no_integer_is_refused():
+    rows = [(1, 1, "invoke", {"object": "kv/o", "method": "put",
+                              "value": "seven"}),
+            (1, 1, "ok", {"rev": 1})]
+    code, text = judge(rows)
+    assert code == 2 and ":1:" in text, (code, text)
+
+
 def test_a_long_history_with_an_unknown_write_is_judged():
     """Each write that was answered may be the one that was not: a way that
     forks more often than a stack is deep."""

@@ -195,6 +195,7 @@ def test_usage():
                  ["shard", "show", "64"], ["shard", "ls", "1"], ["grant"],
                  ["grant", "unix:n:1"], ["grant", "unix:n:1", "--rights", "all"],
                  ["grant", "unix:n:1", "--rights", "read,"], ["revoke"],
+                 ["grant", "bob", "--rights", "read"],
                  ["grants", "more"], ["bench", "null", "--forwarded", "101"],
                  ["ping", "--socket", "a", "--config", "b"],
                  ["bench", "null", "--socket", "a", "--config", "b"],
@@ -236,22 +237,26 @@ class Rude:
                 s, _ = self.listener.accept()
             except OSError:
                 return
-            buf = b""
-            while True:
-                got = s.recv(65536)
-                buf += got
-                if not got:
-                    break
-                try:
-                    m, used = unpack(buf)
-                except More:
-                    continue
-                buf = buf[used:]
-                if m[2] != "hello":
-                    s.sendall(self.answer)
-                    break
-                s.sendall(pack([1, m[1], None, {"protocol": 1}]))
-            s.close()
+            threading.Thread(target=self.serve_one, args=(s,),
+                             daemon=True).start()
+
+    def serve_one(self, s):
+        buf = b""
+        while True:
+            got = s.recv(65536)
+            buf += got
+            if not got:
+                break
+            try:
+                m, used = unpack(buf)
+            except More:
+                continue
+            buf = buf[used:]
+            if m[2] not in ("hello", "status"):
+                s.sendall(self.answer)
+                break
+            s.sendall(pack([1, m[1], None, {"protocol": 1}]))
+        s.close()
 
     def close(self):
         self.listener.shutdown(socket.SHUT_RDWR)
@@ -269,6 +274,8 @@ def test_unknown_outcome():
             assert "UNKNOWN_OUTCOME" in r.stderr, r
             e = cli.json("kv", "put", "a", "k", "v", code=4)
             assert e["error"]["outcome"] == "unknown", e
+            r = cli("bench", "limit-committed", "--clients", "1", code=4)
+            assert "setting the policies" in r.stderr, r
             rude.close()
 
 

@@ -485,9 +485,33 @@ def test_an_older_state_is_refused_by_the_others():
             (l for p in c.others(n) for l in p.lines
              if l is not None and "holdfast node reset" in l), None))
         assert "node3" in line, line
+        # It is told where to look, and the others say it once a link and not
+        # at each attempt.
+        n.wait_line("peer_unwelcome")
+        for p in c.others(n):
+            said = [l for l in p.lines if l is not None and "peer_refused" in l]
+            assert 1 <= len(said) <= 2, said
         # The others serve without it.
         call_until(w, "kv/x1", "incr", {"key": "n"})
         w.close()
+
+
+def test_each_bad_state_is_told_as_its_own():
+    """Two shards with damaged states: each line is about its own shard."""
+    with Cluster(shards=4).start() as c:
+        n = c[3]
+        w = c[1].client()
+        for i in range(40):
+            call_until(w, "kv/s%d" % i, "incr", {"key": "n"})
+        w.close()
+        assert n.stop() == 0
+        for name in ("01-00000000.wal-mark", "02-00000000.wal-mark"):
+            os.truncate(os.path.join(n.data, "state", name), 0)
+        n.start()
+        for i in (1, 2):
+            line = next(l for l in n.lines if l is not None and
+                        "state_bad" in l and '"shard":%d,' % i in l)
+            assert "state/%02d-" % i in line, line
 
 
 def reset(c, node, by, data=None):

@@ -28,7 +28,10 @@
 #include "node/base/limits.h"
 #include "tests/sim/memdisk.h"
 
-#define NODES_MAX      1000000u
+/* How far a search goes: several times what one takes that finds its way, and
+ * few enough that the undecided histories of a trial take seconds. */
+#define NODES_LEAST    150000u
+#define NODES_A_CALL   8u
 #define SEEN_SLOTS_MIN 1024u
 #define NEVER          UINT64_MAX
 #define TOMBSTONE_NS   ((uint64_t)IDEM_WINDOW_DEFAULT_MS * 1000000u)
@@ -170,6 +173,7 @@ struct search {
 	size_t seen_n;
 	size_t seen_cap;
 	uint64_t nodes;
+	uint64_t nodes_max;
 	const uint32_t *pos; /* Of the node that is being looked at. */
 	bool gave_up;
 	bool may_reset; /* A tombstone may have been forgotten. */
@@ -832,14 +836,22 @@ static unsigned modes_of(const struct search *s, struct kv_state *st,
 	return modes;
 }
 
-/* A list settles by its answer which keys had expired: that is a choice too. */
-static bool list_is_open(struct kv_state *st, const struct kv_call *c)
+static bool is_ending(const struct kv_key *k, const struct kv_call *c)
+{
+	return k->value.kind != KV_NONE && may_be_gone(k, c);
+}
+
+/* An answer that shows a key expired settles that, for good: also when it can
+ * only be gone it is a choice, because a write of the key may come first. */
+static bool settles_an_end(struct kv_state *st, const struct kv_call *c)
 {
 	uint32_t i;
 
 	for (i = c->from; c->kind == KV_LIST && i < c->to; i++)
-		if (st->keys[i].value.kind != KV_NONE &&
-		    may_be_gone(&st->keys[i], c))
+		if (is_ending(&st->keys[i], c))
+			return true;
+	for (i = 0; c->kind != KV_DESTROY && i < c->ops_n; i++)
+		if (is_ending(&st->keys[c->ops[i].key], c))
 			return true;
 	return false;
 }
@@ -856,7 +868,7 @@ static bool take_quiet(struct search *s, struct kv_state *st, uint32_t *pos,
 		c = head(s, pos, i);
 		if (c == NULL || c->end == CALL_UNKNOWN || c->begun > bound ||
 		    would_drop(s, pos, c->begun) || modes_of(s, st, c) != 0 ||
-		    list_is_open(st, c))
+		    settles_an_end(st, c))
 			continue;
 		memcpy(s->scratch, st, s->state_bytes);
 		if (try_call(s, s->scratch, c, MODE_PLAIN) != STEP_QUIET)
@@ -986,7 +998,7 @@ static enum walk walk_on(struct search *s, struct kv_state *st, uint32_t *pos,
 		come_to(s, st, pos);
 		if (is_too_far(s, st, pos))
 			return WALK_STUCK;
-		if (++s->nodes > NODES_MAX) {
+		if (++s->nodes > s->nodes_max) {
 			s->gave_up = true;
 			return WALK_STUCK;
 		}
@@ -1507,7 +1519,9 @@ static void search_init(struct search *s, struct kv_call **calls, size_t n)
 static enum verdict judge(struct kv_history *h, struct kv_call **calls,
 			  size_t n, bool may_reset, struct breach *out)
 {
-	struct search s = { .h = h, .may_reset = may_reset };
+	struct search s = { .h = h,
+			    .may_reset = may_reset,
+			    .nodes_max = NODES_LEAST + n * NODES_A_CALL };
 	enum verdict v = VERDICT_GOOD;
 	struct kv_state *st;
 	uint32_t *pos;

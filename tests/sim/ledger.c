@@ -38,6 +38,13 @@ void ledger_add(struct ledger *l, const struct tally *t)
 	sum->heal_max_ms = heal_max_ms;
 }
 
+void ledger_broken(struct ledger *l, uint64_t seed)
+{
+	if (l->violations < LEDGER_BROKEN_MAX)
+		l->broken[l->violations] = seed;
+	l->violations++;
+}
+
 static uint64_t crashes(const struct tally *t)
 {
 	return t->crashes[CRASH_KILL] + t->crashes[CRASH_POWER] +
@@ -106,14 +113,18 @@ void ledger_json(const struct ledger *l)
 	       ",\"undecided\":%" PRIu64 ",\"commits_on_disks\":%" PRIu64
 	       ",\"states_compared\":%" PRIu64 ",\"replayed\":%" PRIu64
 	       ",\"boots\":%" PRIu64 ",\"crashes\":%" PRIu64
-	       ",\"crashes_at_operation\":%" PRIu64 ",\"leaderships\":%" PRIu64
-	       ",\"installs\":%" PRIu64 ",\"exports\":%" PRIu64
-	       ",\"disks_refused\":%" PRIu64 ",\"heal_ms_max\":%" PRIu64
-	       ",\"faults\":{",
+	       ",\"kills\":%" PRIu64 ",\"power_cuts\":%" PRIu64
+	       ",\"failed_syncs\":%" PRIu64 ",\"crashes_at_operation\":%" PRIu64
+	       ",\"leaderships\":%" PRIu64 ",\"installs\":%" PRIu64
+	       ",\"exports\":%" PRIu64 ",\"disks_refused\":%" PRIu64
+	       ",\"rebuilt\":%" PRIu64 ",\"heals\":%" PRIu64
+	       ",\"heal_ms_max\":%" PRIu64 ",\"faults\":{",
 	       l->seeds, hours(t), t->events, t->messages, t->calls, t->checked,
 	       t->histories, t->undecided, t->samples, t->equal, l->replayed,
-	       t->boots, crashes(t), t->crash_ops, t->elections, t->installs,
-	       t->exports, t->refused, t->heal_max_ms);
+	       t->boots, crashes(t), t->crashes[CRASH_KILL],
+	       t->crashes[CRASH_POWER], t->crashes[CRASH_SYNC], t->crash_ops,
+	       t->elections, t->installs, t->exports, t->refused, t->rebuilds,
+	       t->heals, t->heal_max_ms);
 	for (i = 0; i < FAULTS; i++)
 		printf("%s\"%s\":%" PRIu64, i > 0 ? "," : "",
 		       fault_name((enum fault)i), t->faults[i]);
@@ -123,18 +134,24 @@ void ledger_json(const struct ledger *l)
 			printf("%s\"%s/%s\":%" PRIu64, i + k > 0 ? "," : "",
 			       point_files[i], point_moments[k],
 			       t->points[i][k]);
-	printf("},\"violations\":%" PRIu64 "}\n", l->violations);
+	printf("},\"floors_missed\":%" PRIu64 ",\"violations\":%" PRIu64
+	       ",\"broken_seeds\":[",
+	       l->missed, l->violations);
+	for (i = 0; i < l->violations && i < LEDGER_BROKEN_MAX; i++)
+		printf("%s%" PRIu64, i > 0 ? "," : "", l->broken[i]);
+	printf("]}\n");
 }
 
-static bool above(const char *what, double is, double least)
+static bool above(struct ledger *l, const char *what, double is, double least)
 {
 	if (is >= least)
 		return true;
+	l->missed++;
 	printf("FAIL floor: %s %.2f, at least %.2f\n", what, is, least);
 	return false;
 }
 
-bool ledger_floors(const struct ledger *l, unsigned seconds)
+bool ledger_floors(struct ledger *l, unsigned seconds)
 {
 	double share = (double)seconds / FLOOR_SECONDS;
 	const struct tally *t = &l->sum;
@@ -144,25 +161,26 @@ bool ledger_floors(const struct ledger *l, unsigned seconds)
 	unsigned i;
 	unsigned k;
 
-	good &= above("virtual hours", hours(t), FLOOR_HOURS * share);
-	good &= above("checked", (double)t->checked, FLOOR_CHECKED * share);
-	good &= above("crashes", (double)crashes(t), FLOOR_CRASHES * share);
-	good &= above("installs", (double)t->installs, FLOOR_INSTALL * share);
-	good &= above("decided histories, of 1000",
+	good &= above(l, "virtual hours", hours(t), FLOOR_HOURS * share);
+	good &= above(l, "checked", (double)t->checked, FLOOR_CHECKED * share);
+	good &= above(l, "crashes", (double)crashes(t), FLOOR_CRASHES * share);
+	good &= above(l, "installs", (double)t->installs,
+		      FLOOR_INSTALL * share);
+	good &= above(l, "decided histories, of 1000",
 		      1000.0 - 1000.0 * (double)t->undecided /
 				       ((double)t->histories + 1),
 		      FLOOR_DECIDED);
 	if (fault < FLOOR_LEAST)
 		fault = FLOOR_LEAST;
 	for (i = 0; i < FAULTS; i++)
-		good &= above(fault_name((enum fault)i), (double)t->faults[i],
-			      fault);
+		good &= above(l, fault_name((enum fault)i),
+			      (double)t->faults[i], fault);
 	/* Each fired; that takes a while. */
 	for (i = 0; share >= 0.2 && i < POINT_FILES; i++)
 		for (k = 0; k < POINT_MOMENTS; k++) {
 			(void)snprintf(name, sizeof(name), "%s/%s",
 				       point_files[i], point_moments[k]);
-			good &= above(name, (double)t->points[i][k],
+			good &= above(l, name, (double)t->points[i][k],
 				      FLOOR_LEAST);
 		}
 	return good;

@@ -1840,6 +1840,59 @@ static bool audit_again(struct load *l, const struct target *t, unsigned *tries)
 	return trial_for(l->r, RETRY_AFTER_MS);
 }
 
+static struct kv_call *write_send(struct load *l, struct target *t, uint64_t ms)
+{
+	struct kv_call *c = kv_history_add(t->kv, 1);
+	struct request *q;
+	struct op *op;
+
+	c->kind = KV_PUT;
+	c->ops[0] = (struct kv_op){ .kind = KV_PUT, .value = new_bytes(l, t) };
+	q = request_new(&l->auditor, t, wire_kv_method(c));
+	wire_kv_args(c, false, &q->args);
+	q->kv = c;
+	op = op_new(l, &l->auditor, OP_KV, q);
+	kv_begin(l, c, q);
+	op->kv = c;
+	op->deadline_ms = ms;
+	op->meta = false;
+	request_drop(q);
+	op_send(op);
+	return c;
+}
+
+bool load_serves(struct load *l, uint64_t until_ms)
+{
+	struct trial *r = l->r;
+	const struct kv_call *c;
+	struct target *t;
+	uint32_t i = 0;
+
+	while (i < l->targets_n) {
+		t = &l->targets[i];
+		/* Who is alone and damaged may have nothing to write to. */
+		if (t->kv == NULL || (trial_lone(r) && may_be_damaged(r))) {
+			i++;
+			continue;
+		}
+		if (trial_now(r) >= until_ms) {
+			trial_breach(r, "serves",
+				     "%s has taken no write by then",
+				     t->address);
+			return false;
+		}
+		c = write_send(l, t, until_ms - trial_now(r));
+		while (c->end == CALL_OPEN)
+			if (!trial_step(r) || trial_is_broken(r))
+				return false;
+		if (c->end == CALL_DONE)
+			i++;
+		else if (!trial_for(r, RETRY_AFTER_MS))
+			return false;
+	}
+	return true;
+}
+
 static bool audit_kv(struct load *l, struct target *t)
 {
 	struct kv_call *rev;

@@ -35,6 +35,9 @@ void load_settled(struct load *l);
 /* Look at every object: runs the world until all is answered. False: it could
  * not be. */
 bool load_audit(struct load *l);
+/* Each object of kv takes a write, by that time. Runs the world, too. False: a
+ * breach. */
+bool load_serves(struct load *l, uint64_t until_ms);
 /* Try again what is unknown and has a key. Runs the world, too. */
 bool load_settle(struct load *l);
 /* Judge all histories; breaches are noted in the trial. */

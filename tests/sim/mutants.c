@@ -106,6 +106,8 @@ static const struct row rows[MUTANTS] = {
 	    "unit/test_storage_copies a_copy_is_of_one_moment"),
 	ROW(hashes_not_compared, NONE,
 	    "sim/test_scrub a_replica_that_differs_is_rebuilt"),
+	ROW(scrub_swallows, NONE,
+	    "sim/test_scrub what_comes_behind_a_scrub_is_kept"),
 	ROW(copy_not_compared, NONE,
 	    "sim/test_scrub a_copy_that_another_voter_contradicts"),
 	ROW(copy_at_any_index, NONE,
@@ -123,6 +125,10 @@ static const struct row rows[MUTANTS] = {
 	    "unit/test_transport a_frame_of_an_older_connection_is_dropped"),
 	ROW(round_any_answer, OWNERS,
 	    "unit/test_round an_older_answer_confirms_no_later_question"),
+	ROW(round_other_term, STALE,
+	    "unit/test_shard a_voter_of_a_later_term_confirms_no_older_one"),
+	ALONE(round_later_term, "unit/test_round only_the_same_term_counts",
+	      "the bridge drops answers to an older term's questions as well"),
 	ROW(round_counted_early, OWNERS,
 	    "unit/test_round a_question_after_the_round_began_is_not_in_it"),
 	ROW(directory_version_old, RIGHTS,
@@ -238,6 +244,8 @@ static const struct row rows[MUTANTS] = {
 	ROW(lost_released, OWNERS,
 	    "unit/test_object "
 	    "a_hundred_held_answers_are_unknown_when_the_shard_is_lost"),
+	ROW(proof_kept, STALE,
+	    "unit/test_gate a_new_leadership_begins_with_nothing"),
 	ROW(instance_kept, OWNERS,
 	    "sim/test_cases_calls "
 	    "so4_an_owner_that_thaws_says_nothing_of_its_term"),

@@ -111,7 +111,8 @@ static void seed_done(struct task *t, const struct finding *o,
 {
 	ledger.seeds++;
 	ledger_add(&ledger, &o->tally);
-	ledger.violations += o->broken;
+	if (o->broken)
+		ledger_broken(&ledger, t->seed);
 	say_outcome("seed", t->seed, o, report);
 }
 
@@ -126,7 +127,7 @@ static void twice_done(struct task *t, const struct finding *o,
 	ledger.replayed++;
 	if (o->tally.hash == first_hash)
 		return;
-	ledger.violations++;
+	ledger_broken(&ledger, t->seed);
 	printf("FAIL seed %" PRIu64 " breaks replay: hash %016" PRIx64
 	       " and then %016" PRIx64 "\n",
 	       t->seed, first_hash, o->tally.hash);

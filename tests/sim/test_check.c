@@ -300,7 +300,7 @@ TEST(a_delete_that_did_not_find_what_was_there_is_found)
 
 TEST(a_conflict_that_was_none_is_found)
 {
-	struct story s = begin();
+	struct story s;
 	struct kv_call *c;
 	int right;
 
@@ -528,6 +528,28 @@ TEST(what_expired_and_is_back_is_found)
 			get(&s, 0, 7, 1);
 		EXPECT_INT(verdict(&s), back ? VERDICT_BAD : VERDICT_GOOD);
 	}
+}
+
+/* The read that finds the key gone may come behind a write that was open all
+ * the while, and found it there. */
+TEST(a_write_before_the_read_that_shows_the_end_is_right)
+{
+	struct story s = begin();
+	struct kv_call *w;
+
+	put_ttl(&s, 0, 7, 32 * MS, 1);
+	pass(&s, 30 * MS);
+	w = ask_put(&s, 0, 8);
+	w->ops[0].has_if_rev = true;
+	w->ops[0].if_rev = 1;
+	w->ops[0].ttl_ns = 9 * MS;
+	w->ops[0].rev = 2;
+	pass(&s, 40 * MS);
+	absent(&s, 0);
+	put(&s, 1, 9, 3);
+	pass(&s, 200 * MS);
+	end(&s, w, CALL_DONE);
+	GOOD(&s);
 }
 
 /* -------------------------------------------------- destroyed, and keys */

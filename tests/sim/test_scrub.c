@@ -247,6 +247,46 @@ TEST(equal_replicas_are_left_alone)
 	cluster_end();
 }
 
+/* The entry of a scrub has no units: what comes behind it is in the next. */
+TEST(what_comes_behind_a_scrub_is_kept)
+{
+	struct told *t;
+
+	begin(3, 912, SLOW_MS);
+	EXPECT_UINT(incr(owner), 1);
+	bridge_scrub(bridge_at(owner));
+	t = cluster_start(owner, "me", object, "incr", "{'key':'n'}", NULL);
+	EXPECT_RC(rig_wait(t)->rc, RC_OK);
+	cluster_run(100);
+	own(one);
+	EXPECT_UINT(incr(one), 3);
+	cluster_end();
+}
+
+/* One that was on its way when the leadership ended will not come: the next is
+ * asked for when this node leads again. */
+TEST(a_scrub_that_is_lost_with_its_leadership)
+{
+	uint64_t compared;
+
+	begin(3, 913, 1000000);
+	EXPECT_UINT(incr(owner), 1);
+	cluster_isolate(owner);
+	bridge_scrub(bridge_at(owner));
+	cluster_run(3000);
+	EXPECT_TRUE(cluster_owner(shard) != owner);
+	net_mend_all(cl.net);
+	cluster_settle();
+	EXPECT_UINT(incr(one), 2);
+	own(owner);
+	cluster_run(1000);
+	compared = compares_of(owner).compared;
+	bridge_scrub(bridge_at(owner));
+	cluster_run(1000);
+	EXPECT_TRUE(compares_of(owner).compared > compared);
+	cluster_end();
+}
+
 TEST(a_replica_that_differs_is_rebuilt)
 {
 	unsigned i;

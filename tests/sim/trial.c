@@ -566,6 +566,13 @@ static void machines_look(struct trial *r)
 	}
 }
 
+/* One that hands over and drains answers still, and acknowledges. */
+static bool has_core(const struct machine *m)
+{
+	return m->state == MACHINE_UP ||
+	       (m->state == MACHINE_CLOSING && !m->closed);
+}
+
 bool trial_step(struct trial *r)
 {
 	unsigned last;
@@ -577,7 +584,7 @@ bool trial_step(struct trial *r)
 		return false;
 	r->tally.events++;
 	last = world_last(r->w);
-	if (last < r->swarm.nodes && r->machines[last].state == MACHINE_UP &&
+	if (last < r->swarm.nodes && has_core(&r->machines[last]) &&
 	    world_alive(r->w, last))
 		watch_node(r->watch, last);
 	machines_look(r);
@@ -919,9 +926,12 @@ static bool restart_all(struct trial *r, uint32_t core_set)
 
 static void finish(struct trial *r)
 {
+	uint64_t begin = trial_now(r);
 	uint32_t core_set;
 
-	if (!heal(r, &core_set) || !load_settle(r->load))
+	if (!heal(r, &core_set) ||
+	    !load_serves(r->load, begin + TRIAL_HEALS_MS) ||
+	    !load_settle(r->load))
 		return;
 	settle(r, core_set);
 	if (!load_audit(r->load) || !level(r, core_set))

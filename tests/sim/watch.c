@@ -485,7 +485,7 @@ static void saw_commit(struct watch *w, unsigned node, uint32_t s,
 	c = commit_at(x, to);
 	/* The first is every founder's own. */
 	if (to > 1 && c->term != 0 && w->samples < SAMPLES_MAX && r->chaos &&
-	    trial_random(r, 64) == 0)
+	    r->machines[node].state == MACHINE_UP && trial_random(r, 64) == 0)
 		sample(w, s, to, c->term);
 }
 
@@ -654,7 +654,7 @@ static void look_at_shard(struct watch *w, struct machine *m, uint32_t s)
 	uint64_t commit;
 	uint64_t term;
 
-	if (b == NULL)
+	if (b == NULL || bridge_shard(b) == NULL)
 		return;
 	sh = bridge_shard(b);
 	if (!v->begun && shard_term(sh) > 0)
@@ -812,6 +812,8 @@ void watch_node(struct watch *w, unsigned node)
 		trial_breach(w->r, "I16",
 			     "%" PRIu64 " events, and no time passes",
 			     world_still(w->r->w));
+	if (m->state != MACHINE_UP)
+		return;
 	look_at_rights(w, m);
 	if (++w->looks % LOOK_EVERY != 0)
 		return;

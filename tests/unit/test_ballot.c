@@ -170,6 +170,70 @@ TEST(crash_in_a_write_leaves_the_old_or_the_new_vote)
 		}
 }
 
+/* One of the two areas, as it is or was. */
+static void area_io(unsigned area, uint8_t *image, bool write)
+{
+	const size_t bytes = SHARDS_MAX * PAIR_SECTOR;
+	struct disk_file *f;
+	size_t got;
+
+	EXPECT_RC(disk_open(disk, "ballot", 0, &f, NULL), RC_OK);
+	if (write) {
+		EXPECT_RC(disk_write(f, image, bytes, area * bytes), RC_OK);
+		EXPECT_RC(disk_sync(f), RC_OK);
+	} else {
+		EXPECT_RC(disk_read(f, image, bytes, area * bytes, &got),
+			  RC_OK);
+		EXPECT_UINT(got, bytes);
+	}
+	disk_close(f);
+}
+
+/* Shard 6 voted in 10 and 11, and one area knows nothing of the second. */
+static void begin_with_an_old_area(unsigned area)
+{
+	uint8_t *old = pair_image(SHARDS_MAX * PAIR_SECTOR);
+
+	begin(11);
+	put(6, 10);
+	area_io(area, old, false);
+	put(6, 11);
+	ballot_close(ballot);
+	area_io(area, old, true);
+	free(old);
+}
+
+TEST(the_newer_copy_counts)
+{
+	unsigned area;
+
+	for (area = 0; area < 2; area++) {
+		begin_with_an_old_area(area);
+		EXPECT_RC(ballot_open(disk, 16, &ballot, &why), RC_OK);
+		expect_vote(6, 11);
+		end();
+	}
+}
+
+/* The start writes both again: when the first is touched, and damaged, the
+ * second is already what it was. */
+TEST(a_start_overwrites_the_older_copy_first)
+{
+	const struct world_fault f = { .kind = WORLD_CRASH_BEFORE,
+				       .op = WORLD_CHANGE,
+				       .nth = 3 };
+
+	begin_with_an_old_area(1);
+	world_fault(w, 0, &f);
+	EXPECT_TRUE(ballot_open(disk, 16, &ballot, &why) != RC_OK);
+	world_kill(w, 0);
+	world_power_cut(w, 0);
+	EXPECT_RC(world_flip(w, 0, "ballot", 6 * PAIR_SECTOR + 20, 1), RC_OK);
+	EXPECT_RC(ballot_open(disk, 16, &ballot, &why), RC_OK);
+	expect_vote(6, 11);
+	end();
+}
+
 TEST(failed_write_or_sync_is_told)
 {
 	static const struct world_fault f[] = {

@@ -283,6 +283,40 @@ TEST(gathered_effects_have_a_bound)
 	rig_end();
 }
 
+/* More than an entry may have come while the log writes. */
+TEST(an_entry_has_a_bound_of_units)
+{
+	uint64_t before;
+	uint64_t left;
+	unsigned i;
+
+	rig_new(26);
+	rig.id.shards = 1;
+	rig.id.segment_bytes = SEGMENT_BYTES_DEFAULT;
+	rig_format();
+	rig_boot();
+	rig_expect_ok("rate_limiter/l", "put_policy",
+		      "{'limit':1000000,'period_ms':2000000000}", "{'rev':1}");
+	rig_pass(1000);
+	EXPECT_RC(rig_wait(take(NULL))->rc, RC_OK);
+	rig_pass(1000);
+	world_sync_time(rig.w, 0, 50000, 50000, 0, 0);
+	before = rig_entries();
+	(void)put("kv/a");
+	world_step(rig.w);
+	for (i = 0; i < ENTRY_UNITS_MAX + 1000; i++)
+		EXPECT_RC(rig_wait(take(NULL))->rc, RC_OK);
+	rig_pass(1000);
+	EXPECT_UINT(rig_entries(), before + 3);
+	rig_kill();
+	rig_boot();
+	/* One comes back in two seconds. */
+	left = remaining();
+	EXPECT_TRUE(left >= 1000000 - 10 * (ENTRY_UNITS_MAX + 1001));
+	EXPECT_TRUE(left < 1000000 - 10 * (ENTRY_UNITS_MAX + 1000));
+	rig_end();
+}
+
 /* A clean end loses nothing. */
 TEST(a_close_brings_gathered_effects_along)
 {

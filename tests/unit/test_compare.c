@@ -382,6 +382,25 @@ TEST(a_voter_is_asked_for_its_word)
 	finish();
 }
 
+/* Nor does it deny a copy of what is right. */
+TEST(a_state_that_was_replaced_has_no_word)
+{
+	begin(3);
+	fake_cut(2, 3);
+	is(2, 7, 1);
+	run(10);
+	compare_void(nodes[1].c);
+	fake_join(2, 3);
+	compare_expect(nodes[2].c, 1, 7);
+	run(10);
+	copy(3, 7, 0);
+	run(COMPARE_COPY_MS + 10);
+	EXPECT_UINT(nodes[2].copies, 1);
+	EXPECT_RC(nodes[2].copied, RC_OK);
+	EXPECT_UINT(stats_of(3).alone, 1);
+	finish();
+}
+
 TEST(a_copy_that_another_denies)
 {
 	begin(3);

@@ -364,6 +364,67 @@ TEST(a_lagged_answer_leaves_while_effects_and_proof_are_young)
 	gate_release(&w.gate);
 }
 
+/* There was no memory to note when. */
+TEST(a_lagged_effect_whose_age_nobody_knows)
+{
+	struct event ev = { .any_mark = 100 };
+	struct world w;
+	uint64_t m;
+
+	world_init(&w);
+	fault_alloc_from(1);
+	for (m = 1; m <= 100; m++)
+		gate_noted(&w.gate, m, true, MS);
+	EXPECT_TRUE(fault_off());
+	prove_now(&w, MS);
+	gate_committed(&w.gate, 64, 64);
+	EXPECT_FALSE(gate_lagging_may_leave(&w.gate, &ev, MS));
+	EXPECT_UINT(ev.need_mark, 100);
+	gate_leave(&w.gate, &ev);
+	gate_release(&w.gate);
+}
+
+/* Marks and tickets begin anew: what the last one had reached lets nobody out,
+ * and what it had asked for keeps nobody from asking. */
+TEST(a_new_leadership_begins_with_nothing)
+{
+	struct event lagging = { .any_mark = 0 };
+	struct event *a;
+	struct event *b;
+	struct world w;
+	uint64_t m;
+
+	world_init(&w);
+	for (m = 1; m <= 3; m++) {
+		gate_noted(&w.gate, m, false, 1000 * MS);
+		prove_now(&w, 1000 * MS);
+	}
+	gate_committed(&w.gate, 3, 9);
+	gate_freshen(&w.gate, 1060 * MS); /* Never answered. */
+	EXPECT_UINT(w.ticket, 4);
+
+	gate_lead(&w.gate, 7);
+	w.ticket = 0;
+	gate_freshen(&w.gate, 1070 * MS);
+	EXPECT_UINT(w.ticket, 1);
+	gate_noted(&w.gate, 1, true, 1070 * MS);
+	a = enter(&w, 1, 0);
+	EXPECT_UINT(w.hurries, 1);
+	b = enter(&w, 0, 1);
+	EXPECT_UINT(opened_n, 0);
+	EXPECT_FALSE(gate_lagging_may_leave(&w.gate, &lagging, 1070 * MS));
+	gate_leave(&w.gate, &lagging);
+	gate_proved(&w.gate, 1, RC_OK);
+	EXPECT_UINT(w.gate.fresh_ns, 1070 * MS);
+	EXPECT_TRUE(opened_n == 1 && opened[0] == b);
+	gate_committed(&w.gate, 1, 10);
+	EXPECT_TRUE(opened_n == 2 && opened[1] == a);
+	EXPECT_UINT(a->index, 10);
+	free(a);
+	free(b);
+	gate_release(&w.gate);
+}
+
 TEST(the_oldest_lagged_effect_is_found_among_others)
 {
 	struct event ev = { .any_mark = 50 };

@@ -280,6 +280,14 @@ static size_t records(const struct fake *f)
 	return fake_storage_rows(f->storage, &oid, ROW_IDEM);
 }
 
+/* Callers of whom keys are counted. */
+static size_t counts(const struct fake *f)
+{
+	struct oid oid = fake_oid("t", "a");
+
+	return fake_storage_rows(f->storage, &oid, ROW_IDEM_COUNT);
+}
+
 /* ------------------------------------------------------------- one call, twice
  */
 
@@ -770,6 +778,97 @@ TEST(a_class_that_resumes_goes_on_where_it_was)
 	fake_free(f);
 }
 
+/* Its caller wants a shorter window: the first one's counts. */
+TEST(what_is_resumed_is_remembered_as_long_as_it_was)
+{
+	struct fake *f = fake_new(NULL);
+	struct fake_event *e = sent(f, keyed_of(f, &resuming, do_call, "k"));
+
+	fake_go(f);
+	fake_change(f);
+	ends(e, RC_UNKNOWN_OUTCOME, OUTCOME_UNKNOWN);
+	e = keyed_of(f, &resuming, do_call, "k");
+	e->ev.idem_ms = 5000;
+	(void)sent(f, e);
+	fake_go(f);
+	fake_answer(f, 1, RC_OK, "x");
+	fake_go(f);
+	ends_with(e, 2);
+	f->now_ns += UINT64_C(6000000000);
+	ends_with(called(f, keyed_of(f, &resuming, do_add, "l")), 3);
+	ends_with(called(f, keyed_of(f, &resuming, do_call, "k")), 2);
+	fake_free(f);
+}
+
+/* Gives up when it does not know what became of its call. */
+static enum run do_call_once(struct fake_event *e)
+{
+	if (e->ev.resume != 0 && e->ev.reply_rc == RC_AGAIN)
+		return ev_fail(&e->ev, RC_CONFLICT, NULL, "who knows");
+	return do_call(e);
+}
+
+/* What it did before is remembered with its end. */
+TEST(what_is_resumed_and_fails_is_remembered)
+{
+	struct fake *f = fake_new(NULL);
+	struct fake_event *e = sent(f, keyed_of(f, &resuming, do_call, "k"));
+
+	fake_go(f);
+	fake_change(f);
+	ends(e, RC_UNKNOWN_OUTCOME, OUTCOME_UNKNOWN);
+	e = sent(f, keyed_of(f, &resuming, do_call, "k"));
+	fake_go(f);
+	fake_answer(f, 1, RC_LIMITED, "slow down");
+	fake_go(f);
+	ends(e, RC_LIMITED, OUTCOME_UNKNOWN);
+	e = called(f, keyed_of(f, &resuming, do_call, "k"));
+	EXPECT_UINT(e->runs, 0);
+	ends(e, RC_LIMITED, OUTCOME_UNKNOWN);
+	/* Also when it fails at once. */
+	e = sent(f, keyed_of(f, &resuming, do_call_once, "l"));
+	fake_go(f);
+	fake_change(f);
+	ends(e, RC_UNKNOWN_OUTCOME, OUTCOME_UNKNOWN);
+	ends(called(f, keyed_of(f, &resuming, do_call_once, "l")), RC_CONFLICT,
+	     OUTCOME_UNKNOWN);
+	e = called(f, keyed_of(f, &resuming, do_call_once, "l"));
+	EXPECT_UINT(e->runs, 0);
+	ends(e, RC_CONFLICT, OUTCOME_UNKNOWN);
+	fake_free(f);
+}
+
+/* Nothing was written here; what was called may have happened there. */
+static enum run do_call_and_fail(struct fake_event *e)
+{
+	if (e->ev.resume == 0)
+		return ev_call(&e->ev, "t/target", "put", str("\x80"));
+	return ev_fail(&e->ev, RC_CONFLICT, NULL, "no");
+}
+
+TEST(a_failure_after_a_call_is_no_refusal)
+{
+	struct fake *f = fake_new(NULL);
+	struct fake_event *e = sent(f, keyed(f, do_call_and_fail, "k"));
+
+	fake_go(f);
+	fake_answer(f, 0, RC_OK, "x");
+	fake_go(f);
+	ends(e, RC_CONFLICT, OUTCOME_UNKNOWN);
+	ends(called(f, keyed(f, do_call_and_fail, "k")), RC_CONFLICT,
+	     OUTCOME_UNKNOWN);
+	/* Without a key, and cut short while it is out. */
+	e = fake_event(f, &strict, "a", "put");
+	e->script = do_call_only;
+	(void)sent(f, e);
+	fake_go(f);
+	EXPECT_UINT(f->calls_n, 2);
+	event_cancel(&e->ev, RC_DEADLINE);
+	fake_turn(f);
+	ends(e, RC_UNKNOWN_OUTCOME, OUTCOME_UNKNOWN);
+	fake_free(f);
+}
+
 TEST(a_failure_without_effects_takes_started_back)
 {
 	struct fake *f = fake_new(NULL);
@@ -781,6 +880,7 @@ TEST(a_failure_without_effects_takes_started_back)
 	fake_go(f);
 	ends(e, RC_OVERLOADED, OUTCOME_REFUSED);
 	EXPECT_UINT(records(f), 0);
+	EXPECT_UINT(counts(f), 0);
 	/* So it may be tried again, for the first time. */
 	e = sent(f, keyed(f, do_call_only, "k"));
 	fake_go(f);
@@ -910,6 +1010,8 @@ static void orphan(int point)
 	ends(a, RC_UNKNOWN_OUTCOME, OUTCOME_UNKNOWN);
 	EXPECT_FALSE(b->done);
 	EXPECT_FALSE(c->done);
+	if (point == 0)
+		EXPECT_UINT(f->calls_n, 0);
 	fake_go(f);
 	if (point == 2) {
 		EXPECT_UINT(f->calls_n, 2);
@@ -933,6 +1035,100 @@ TEST(whoever_joined_goes_on_when_the_first_is_gone)
 
 	for (point = 0; point < 3; point++)
 		orphan(point);
+}
+
+/* Adds, makes two nested calls, adds. */
+static enum run do_two(struct fake_event *e)
+{
+	enum run how;
+
+	if (e->ev.resume == 0) {
+		how = do_add(e);
+		e->ev.result.n = 0;
+		if (how != RUN_DONE)
+			return how;
+	} else if (e->ev.reply_rc != RC_OK && e->ev.reply_rc != RC_AGAIN) {
+		return ev_fail(&e->ev, e->ev.reply_rc, NULL, "%s",
+			       e->ev.reply_why.text);
+	}
+	if (e->ev.resume == 2 && e->ev.reply_rc == RC_OK)
+		return do_add(e);
+	return ev_call(&e->ev, "t/target", "put", str("\x80"));
+}
+
+static struct fake_event *join_two(struct fake *f, const char *key, uint64_t ms)
+{
+	struct fake_event *e = keyed_of(f, &open_class, do_two, key);
+
+	e->ev.idem_ms = ms;
+	return sent(f, e);
+}
+
+/* The first makes its second call, and is gone; the other one's caller wants a
+ * shorter window. */
+static struct fake_event *heir(struct fake *f, const char *key)
+{
+	struct fake_event *a = join_two(f, key, 0);
+	struct fake_event *b;
+	size_t n = f->calls_n;
+
+	fake_go(f);
+	EXPECT_UINT(f->calls_n, n + 1);
+	fake_answer(f, n, RC_OK, "x");
+	fake_go(f);
+	EXPECT_UINT(f->calls_n, n + 2);
+	b = join_two(f, key, 5000);
+	event_cancel(&a->ev, RC_DEADLINE);
+	fake_turn(f);
+	ends(a, RC_UNKNOWN_OUTCOME, OUTCOME_UNKNOWN);
+	EXPECT_UINT(f->calls_n, n + 3);
+	EXPECT_MEM(f->calls[n + 2].key, f->calls[n + 1].key, 16);
+	EXPECT_TRUE(memcmp(f->calls[n + 2].key, f->calls[n].key, 16) != 0);
+	return b;
+}
+
+TEST(an_heir_is_all_that_the_first_was)
+{
+	struct fake *f = fake_new(NULL);
+	struct fake_event *b = heir(f, "k");
+	struct fake_event *e;
+
+	/* Not at the first call again, and for the first one's window. */
+	fake_answer(f, 2, RC_OK, "x");
+	fake_go(f);
+	ends_with(b, 2);
+	f->now_ns += UINT64_C(6000000000);
+	ends_with(called(f, keyed_of(f, &open_class, do_add, "l")), 3);
+	ends_with(called(f, keyed_of(f, &open_class, do_two, "k")), 2);
+	/* What the first wrote stays written when it fails. */
+	b = heir(f, "m");
+	fake_answer(f, 5, RC_LIMITED, "slow down");
+	fake_go(f);
+	ends(b, RC_LIMITED, OUTCOME_UNKNOWN);
+	e = called(f, keyed_of(f, &open_class, do_two, "m"));
+	EXPECT_UINT(e->runs, 0);
+	EXPECT_STR(e->ev.why.text, "slow down");
+	ends(e, RC_LIMITED, OUTCOME_UNKNOWN);
+	fake_free(f);
+}
+
+/* Its own caller has gone too: the first one's writes are on their way. */
+TEST(an_heir_that_is_gone_too_may_have_happened)
+{
+	struct fake *f = fake_new(NULL);
+	struct fake_event *a = join(f);
+	struct fake_event *b;
+
+	fake_storage_finish_all(f->storage);
+	b = join(f);
+	event_cancel(&a->ev, RC_DEADLINE);
+	event_cancel(&b->ev, RC_DEADLINE);
+	fake_turn(f);
+	ends(a, RC_UNKNOWN_OUTCOME, OUTCOME_UNKNOWN);
+	ends(b, RC_UNKNOWN_OUTCOME, OUTCOME_UNKNOWN);
+	fake_go(f);
+	EXPECT_UINT(records(f), 1);
+	fake_free(f);
 }
 
 static enum run do_wait(struct fake_event *e)

@@ -1336,6 +1336,112 @@ TEST(a_large_object_in_use_gives_back_what_can_be_loaded)
 	fake_free(f);
 }
 
+static enum run do_put_n(struct fake_event *e)
+{
+	char key[24];
+
+	(void)snprintf(key, sizeof(key), "%05" PRId64, e->n);
+	if (ev_put(&e->ev, ROW_DATA, str(key), str("new"), 0) != RC_OK)
+		return RUN_LOAD;
+	return RUN_DONE;
+}
+
+static enum run do_delete_n(struct fake_event *e)
+{
+	char key[24];
+
+	(void)snprintf(key, sizeof(key), "%05" PRId64, e->n);
+	if (ev_delete(&e->ev, ROW_DATA, str(key)) != RC_OK)
+		return RUN_LOAD;
+	return RUN_DONE;
+}
+
+static bool count_row(void *arg, const struct row_view *row)
+{
+	(void)row;
+	++*(uint64_t *)arg;
+	return true;
+}
+
+static enum run do_count(struct fake_event *e)
+{
+	uint64_t n = 0;
+
+	if (ev_scan(&e->ev, ROW_DATA, none, none, false, count_row, &n) !=
+	    RC_OK)
+		return RUN_LOAD;
+	pack_u64(&e->ev.result, n);
+	return RUN_DONE;
+}
+
+/* Begins; what it loads comes, and nothing is committed. */
+static struct fake_event *begin_n(struct fake *f,
+				  enum run (*script)(struct fake_event *e),
+				  int64_t n)
+{
+	struct fake_event *e = fake_event(f, &strict, "a", "put");
+	int i;
+
+	e->script = script;
+	e->n = n;
+	fake_send(f, e);
+	for (i = 0; i < 40; i++) {
+		fake_storage_finish_all(f->storage);
+		fake_turn(f);
+	}
+	EXPECT_FALSE(e->done);
+	return e;
+}
+
+/* The storage does not know yet what is not committed. */
+TEST(what_is_loaded_is_never_newer_than_memory)
+{
+	struct fake *f = fake_new(NULL);
+	struct fake_event *put;
+	struct fake_event *count;
+	struct fake_event *get;
+
+	fill(f, "a");
+	put = begin_n(f, do_put_n, 4);
+	count = begin_n(f, do_count, 0);
+	get = begin_n(f, do_get_n, 4);
+	EXPECT_UINT(f->units_n, 1);
+	fake_go(f);
+	EXPECT_RC(put->ev.rc, RC_OK);
+	EXPECT_UINT(number(count), 600);
+	EXPECT_UINT(number(get), 3);
+	fake_event_free(put);
+	fake_event_free(count);
+	fake_event_free(get);
+	fake_free(f);
+}
+
+TEST(what_is_gone_stays_while_others_are_given_back)
+{
+	struct fake *f = fake_new(NULL);
+	struct fake_event *gone;
+	struct fake_event *get[2];
+	int64_t i;
+
+	for (i = 0; i < 600; i += 100)
+		fake_event_free(call_n(f, "a", do_fill, i));
+	fake_store(f);
+	EXPECT_TRUE(stats(f).resident_bytes > 600000);
+	gone = begin_n(f, do_delete_n, 4);
+	f->res->cfg.bytes_max = 200000; /* Memory gets short. */
+	get[0] = begin_n(f, do_get_n, 2);
+	get[1] = begin_n(f, do_get_n, 4);
+	EXPECT_UINT(f->units_n, 1);
+	fake_go(f);
+	EXPECT_RC(gone->ev.rc, RC_OK);
+	EXPECT_UINT(number(get[0]), 1000);
+	expect_end(get[1], RC_NOT_FOUND, OUTCOME_REFUSED);
+	fake_event_free(gone);
+	fake_event_free(get[0]);
+	fake_event_free(get[1]);
+	fake_free(f);
+}
+
 TEST(an_idle_object_is_small)
 {
 	struct fake *f = fake_new(NULL);

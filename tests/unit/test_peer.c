@@ -923,6 +923,61 @@ TEST(a_reset_is_told_as_one)
 	end();
 }
 
+static unsigned ups;
+static unsigned downs;
+static unsigned unwelcome;
+
+static void count_lines(void *arg, const char *line, size_t n)
+{
+	(void)arg;
+	ups += memmem(line, n, "\"peer_up\"", 9) != NULL;
+	downs += memmem(line, n, "\"peer_down\"", 11) != NULL;
+	unwelcome += memmem(line, n, "\"peer_unwelcome\"", 16) != NULL;
+}
+
+/* As one does that refuses this node, for as long as nobody looks. */
+TEST(a_peer_that_ends_each_connection)
+{
+	struct inbox *in = &nodes[2].in[LINK_BULK];
+	uint64_t until;
+	struct hand *h;
+	unsigned i;
+
+	begin();
+	ups = downs = unwelcome = 0;
+	log_setup(LOG_INFO_LEVEL, count_lines, no_time, NULL);
+	node_open(2, 1u << 1);
+	for (i = 0; i < 6; i++) {
+		h = hand_up("node1", peers_port(nodes[2].peers), LINK_BULK);
+		WAIT_FOR(in->epoch != 0);
+		close(h->fd);
+		h->fd = -1;
+		h->closed = true;
+		WAIT_FOR(in->epoch == 0);
+	}
+	EXPECT_UINT(ups, 3);
+	EXPECT_UINT(downs, 3);
+	EXPECT_UINT(unwelcome, 1);
+	/* One that lasts is news again, and so is its end. */
+	h = hand_up("node1", peers_port(nodes[2].peers), LINK_BULK);
+	WAIT_FOR(in->epoch != 0);
+	EXPECT_UINT(ups, 3);
+	until = now_ms() + WAIT_MS;
+	while (ups == 3 && now_ms() < until) {
+		hand_say(h, "\0\0\0\0", 4);
+		pump_ms(50);
+	}
+	EXPECT_UINT(ups, 4);
+	close(h->fd);
+	h->fd = -1;
+	h->closed = true;
+	WAIT_FOR(in->epoch == 0);
+	log_setup(LOG_INFO_LEVEL, NULL, NULL, NULL);
+	EXPECT_UINT(downs, 4);
+	EXPECT_UINT(unwelcome, 1);
+	end();
+}
+
 TEST(nothing_comes_for_the_dead_time)
 {
 	struct inbox *in = &nodes[2].in[LINK_BULK];

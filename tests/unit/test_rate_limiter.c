@@ -1543,22 +1543,25 @@ TEST(a_hand_over_is_exact)
 	end();
 }
 
-/* With too little memory for all, what it forgets counts as spent. */
-TEST(a_lease_that_memory_lost)
+/* There is room for one object. */
+static void begin_small(void)
 {
-	struct residents_config cfg = { .objects_max = 1,
-					.bytes_max = 1 << 20,
-					.idle_ms = 1000 };
-	struct fake_event *e;
-	unsigned i;
+	const struct residents_config cfg = { .objects_max = 1,
+					      .bytes_max = 1 << 20,
+					      .idle_ms = 1000 };
 
 	begin();
 	fake_free(f);
 	f = fake_new(&cfg);
 	fake_advance(f, 1);
-	policy(LEASED);
-	EXPECT_TRUE(check("a", 100).allowed);
-	EXPECT_TRUE(check("a", 50).allowed);
+}
+
+/* Others take the room of the limiter. */
+static void forget_memory(void)
+{
+	struct fake_event *e;
+	unsigned i;
+
 	fake_store(f);
 	for (i = 0; i < 4; i++) {
 		char name[8];
@@ -1572,11 +1575,35 @@ TEST(a_lease_that_memory_lost)
 		fake_event_free(e);
 	}
 	EXPECT_UINT(memory_rows(), 0);
+}
+
+/* With too little memory for all, what it forgets counts as spent. */
+TEST(a_lease_that_memory_lost)
+{
+	begin_small();
+	policy(LEASED);
+	EXPECT_TRUE(check("a", 100).allowed);
+	EXPECT_TRUE(check("a", 50).allowed);
+	forget_memory();
 	EXPECT_UINT(dry("a", 1).remaining, 800);
 	fake_advance(f, 500);
 	EXPECT_UINT(dry("a", 1).remaining, 850);
 	EXPECT_TRUE(check("a", 1).allowed);
 	EXPECT_UINT(dry("a", 1).remaining, 849);
+	end();
+}
+
+/* As of the moment in which it was lost, long after the takeover. */
+TEST(a_key_that_memory_lost)
+{
+	begin_small();
+	policy("{'limit':10,'period_ms':1000,'durability':'memory'}");
+	fake_advance(f, 5000);
+	EXPECT_TRUE(check("a", 10).allowed);
+	forget_memory();
+	EXPECT_FALSE(check("a", 1).allowed);
+	fake_advance(f, 500);
+	EXPECT_UINT(dry("a", 1).remaining, 5);
 	end();
 }
 
@@ -1662,6 +1689,40 @@ TEST(a_change_of_policy_ends_leases)
 	fake_change(f);
 	/* 4 of a third of a second are 9 1/3 of a seventh. */
 	EXPECT_UINT(dry("a", 1).remaining, 60);
+	end();
+}
+
+/* What is let in under the new policy is lent under it: the next owner books
+ * it as of then, and not as of the change. */
+TEST(a_lease_of_an_old_policy_lets_nobody_in)
+{
+	begin();
+	policy(LEASED);
+	EXPECT_TRUE(check("a", 400).allowed);
+	EXPECT_TRUE(check("a", 60).allowed);
+	policy("{'limit':100,'period_ms':1000,'burst':1000,"
+	       "'durability':'leased'}");
+	fake_advance(f, 6000); /* It is full again. */
+	EXPECT_TRUE(check("a", 40).allowed);
+	fake_change(f);
+	EXPECT_UINT(dry("a", 1).remaining, 950);
+	end();
+}
+
+/* What may have been spent is more than the new policy allows at once: then the
+ * key was empty when it changed, and has filled up since then only. */
+TEST(a_lease_of_more_than_the_new_burst)
+{
+	begin();
+	policy(LEASED);
+	EXPECT_TRUE(check("a", 1).allowed);
+	fake_change(f);
+	fake_advance(f, 500);
+	policy("{'limit':1000,'period_ms':10000,'burst':10,"
+	       "'durability':'leased'}");
+	EXPECT_UINT(dry("a", 1).remaining, 0);
+	fake_advance(f, 50);
+	EXPECT_UINT(dry("a", 1).remaining, 5);
 	end();
 }
 

@@ -672,7 +672,7 @@ TEST(the_socket)
 	/* Somebody listens. */
 	first = srv.rpc;
 	EXPECT_RC(srv_listen(&why), RC_EXISTS);
-	EXPECT_STR(why.field, "socket");
+	EXPECT_STR(why.field, "listen.socket");
 	EXPECT_HAS(why.text, "another process listens");
 	EXPECT_TRUE(srv.rpc == first);
 	turns(3);
@@ -689,7 +689,9 @@ TEST(the_socket)
 	snprintf(text, sizeof(text), "%.90s/none/s", runner_dir());
 	why = (struct detail){ { 0 }, { 0 } };
 	EXPECT_RC(srv_listen(&why), RC_IO);
+	EXPECT_STR(why.field, "listen.socket");
 	EXPECT_HAS(why.text, text);
+	EXPECT_HAS(why.text, "no such file");
 	turns(3);
 	snprintf(text, sizeof(text), "%.90s/file", runner_dir());
 	f = fopen(text, "w");

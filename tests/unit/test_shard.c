@@ -478,6 +478,50 @@ static void app_checkpoint(struct app *a)
 	say("checkpoint; ");
 }
 
+static void app_export_begin(struct app *a)
+{
+	(void)a;
+	say("export; ");
+}
+
+static void app_export_end(struct app *a)
+{
+	(void)a;
+	say("end export; ");
+}
+
+static void app_stage_begin(struct app *a, const struct snapshot *s)
+{
+	(void)a;
+	say("stage %u; ", (unsigned)s->index);
+}
+
+static void app_stage_write(struct app *a, uint64_t offset, const void *p,
+			    uint32_t n)
+{
+	(void)a;
+	(void)p;
+	say("write %u+%u; ", (unsigned)offset, (unsigned)n);
+}
+
+static void app_stage_end(struct app *a)
+{
+	(void)a;
+	say("seal; ");
+}
+
+static void app_stage_drop(struct app *a)
+{
+	(void)a;
+	say("drop; ");
+}
+
+static void app_switch_state(struct app *a, uint64_t generation)
+{
+	(void)a;
+	say("switch %u; ", (unsigned)generation);
+}
+
 static const struct app_ops ops = {
 	.lead = app_lead,
 	.lost = app_lost,
@@ -488,6 +532,13 @@ static const struct app_ops ops = {
 	.apply = app_apply,
 	.applied_other = app_applied_other,
 	.checkpoint = app_checkpoint,
+	.export_begin = app_export_begin,
+	.export_end = app_export_end,
+	.stage_begin = app_stage_begin,
+	.stage_write = app_stage_write,
+	.stage_end = app_stage_end,
+	.stage_drop = app_stage_drop,
+	.switch_state = app_switch_state,
 };
 
 /* ---- the test ---- */
@@ -1273,6 +1324,18 @@ TEST(what_comes_from_peers_is_checked)
 	teardown();
 }
 
+/* Who has moved on may have voted for another owner already. */
+TEST(a_voter_of_a_later_term_confirms_no_older_one)
+{
+	setup();
+	boot_of_three();
+	EXPECT_TRUE(shard_confirms(shard, 1));
+	ask_vote(8, 2);
+	EXPECT_UINT(shard_term(shard), 2);
+	EXPECT_FALSE(shard_confirms(shard, 1));
+	teardown();
+}
+
 /* A candidate whose ballot is not durable does not begin the next election. */
 TEST(an_election_counts_from_its_ballot)
 {
@@ -1450,6 +1513,255 @@ TEST(a_state_that_goes_bad)
 	EXPECT_STR(fake.trace, "lost 2; ");
 	EXPECT_INT(view().health, SHARD_STUCK);
 	EXPECT_HAS(view().why, "page 7");
+	teardown();
+}
+
+/* ---- leading three ---- */
+
+/* As codec.c says at its top. */
+#define ANSWERS_ENTRIES 2
+#define SAYS_STAND      6
+#define PRE_VOTE        1
+
+static void grant_vote(uint64_t from, uint64_t term, uint8_t flags)
+{
+	uint8_t p[16] = { ANSWERS_VOTE, 2, (uint8_t)(GRANTED | flags) };
+
+	le_put64(p + 8, term);
+	net.raft->received(net.raft, from, 1, p, sizeof(p));
+	hand_turn(&hand);
+}
+
+/* Its log ends at `last`; `rejected`: what it was sent does not follow that. */
+static void answer_entries(uint64_t from, uint64_t rejected, uint64_t last)
+{
+	uint8_t p[32] = { ANSWERS_ENTRIES, 2 };
+
+	le_put64(p + 8, shard_term(shard));
+	le_put64(p + 16, rejected);
+	le_put64(p + 24, last);
+	net.raft->received(net.raft, from, 1, p, sizeof(p));
+	hand_turn(&hand);
+}
+
+/* In term 2, with all level at 2. */
+static void lead_three(void)
+{
+	setup();
+	boot_of_three();
+	while (net.n == 0)
+		hand_advance(&hand, 100);
+	grant_vote(8, 2, PRE_VOTE);
+	sync_all();
+	grant_vote(8, 2, 0);
+	sync_all();
+	answer_entries(8, 0, 2);
+	answer_entries(9, 0, 2);
+	EXPECT_UINT(fake.term, 2);
+	EXPECT_UINT(shard_applied_index(shard), 2);
+	net.n = 0;
+	fake.trace[0] = '\0';
+}
+
+static bool traced(const char *what)
+{
+	return strstr(fake.trace, what) != NULL;
+}
+
+/* As snapshot.c says at its top. */
+#define WANTS      1
+#define TELLS      2
+#define BEGINS     3
+#define SENDS      4
+#define COPY_BYTES 100
+
+static void say_short(uint64_t from, uint8_t kind, bool flag, uint64_t term)
+{
+	uint8_t p[16] = { kind, flag };
+
+	le_put64(p + 8, term);
+	net.snapshot->received(net.snapshot, from, 1, p, sizeof(p));
+	hand_turn(&hand);
+}
+
+/* Who has lost its log may have acknowledged all that this leader has sent it,
+ * which on a slow disk is more than has been applied here: a copy without it
+ * would let it vote for who has not got it either. */
+TEST(a_copy_contains_what_its_asker_acknowledged)
+{
+	lead_three();
+	propose(3);
+	answer_entries(8, 0, 5);
+	EXPECT_UINT(shard_applied_index(shard), 2);
+	say_short(8, WANTS, true, 0);
+	hand_turn(&hand);
+	EXPECT_FALSE(traced("export"));
+	/* It is committed, with an acknowledgement that is worth nothing. */
+	sync_all();
+	EXPECT_UINT(shard_applied_index(shard), 5);
+	hand_turn(&hand);
+	EXPECT_FALSE(traced("export"));
+	answer_entries(9, 0, 5);
+	hand_turn(&hand);
+	EXPECT_TRUE(traced("export"));
+	teardown();
+}
+
+/* Under load it would never be level. */
+TEST(nothing_is_proposed_while_the_leadership_is_handed_over)
+{
+	lead_three();
+	propose(1);
+	sync_all();
+	EXPECT_RC(shard_transfer(shard, 8), RC_OK);
+	EXPECT_UINT(view().transferee, 8);
+	propose(1);
+	EXPECT_UINT(fake.feed, 1);
+	EXPECT_UINT(shard_last_index(shard), 3);
+	net.n = 0;
+	answer_entries(8, 0, 3);
+	EXPECT_TRUE(net.n > 0);
+	EXPECT_UINT(net.sent[net.n - 1].p[0], SAYS_STAND);
+	EXPECT_UINT(net.sent[net.n - 1].to, 8);
+	teardown();
+}
+
+TEST(a_voter_that_has_forgotten_is_handed_nothing)
+{
+	lead_three();
+	answer_entries(8, 2, 1);
+	EXPECT_RC(shard_transfer(shard, 8), RC_NO_QUORUM);
+	EXPECT_RC(shard_transfer(shard, 0), RC_OK);
+	EXPECT_UINT(view().transferee, 9);
+	teardown();
+}
+
+/* ---- copies from a leader ---- */
+
+static void offer(uint64_t from, uint64_t term, uint64_t index, bool rebuilds)
+{
+	uint8_t p[72 + sizeof(fake.conf)] = { BEGINS, rebuilds };
+
+	le_put32(p + 4, (uint32_t)fake.conf_bytes);
+	le_put64(p + 8, 42);
+	le_put64(p + 16, term);
+	le_put64(p + 24, index);
+	le_put64(p + 32, 2);
+	le_put64(p + 40, 1);
+	le_put64(p + 48, COPY_BYTES);
+	memcpy(p + 72, fake.conf, fake.conf_bytes);
+	net.snapshot->received(net.snapshot, from, 1, p, 72 + fake.conf_bytes);
+	hand_turn(&hand);
+}
+
+/* All of it is here, as generation 7. */
+static void stage(void)
+{
+	static const uint8_t hash[16] = { 9 };
+	uint8_t p[24 + COPY_BYTES] = { SENDS };
+
+	le_put64(p + 8, 42);
+	net.snapshot->received(net.snapshot, 8, 1, p, sizeof(p));
+	hand_turn(&hand);
+	shard_staged(shard, RC_OK);
+	hand_turn(&hand);
+	shard_stage_done(shard, RC_OK, 7, hash);
+	hand_turn(&hand);
+}
+
+static void boot_absent(void)
+{
+	setup();
+	three_voters();
+	disk_fill(1, 5, 2);
+	disk.damaged = true;
+	state_from_fake();
+	state.index = 5;
+	state.term = 2;
+	EXPECT_RC(open_shard(), RC_OK);
+	EXPECT_INT(view().health, SHARD_LOG_BAD);
+	shard_start(shard);
+	hand_turn(&hand);
+}
+
+TEST(what_brings_back_a_lost_log)
+{
+	boot_absent();
+	/* It may lack what was acknowledged here. */
+	offer(8, 3, 20, false);
+	EXPECT_FALSE(traced("stage"));
+	/* The leader has left that term, or has less than there was. */
+	offer(8, 1, 20, true);
+	EXPECT_FALSE(traced("stage"));
+	offer(8, 3, 4, true);
+	EXPECT_FALSE(traced("stage"));
+	offer(8, 3, 5, true);
+	EXPECT_TRUE(traced("stage 5; "));
+	teardown();
+}
+
+/* What an old leader sends has to be asked for again. */
+TEST(a_state_is_taken_from_nobody_of_the_past)
+{
+	setup();
+	boot_of_three();
+	ask_vote(8, 3);
+	sync_all();
+	shard_state_lost(shard, &(struct detail){ .text = "page 7" });
+	hand_turn(&hand);
+	offer(9, 2, 1, false);
+	EXPECT_FALSE(traced("stage"));
+	offer(8, 3, 1, false);
+	EXPECT_TRUE(traced("stage 1; "));
+	teardown();
+}
+
+/* What the last answer to a question was. */
+static void expect_told(bool lost, uint64_t term)
+{
+	net.n = 0;
+	say_short(9, WANTS, false, 0);
+	EXPECT_TRUE(net.n > 0);
+	EXPECT_UINT(net.sent[0].to, 9);
+	EXPECT_UINT(net.sent[0].p[0], TELLS);
+	EXPECT_UINT(net.sent[0].p[1], lost);
+	EXPECT_UINT(le_get64(net.sent[0].p + 8), term);
+}
+
+/* Its own term is known to nobody before there is a new one; and the records
+ * that the copy replaces are not given up before the ballot names it. */
+TEST(a_lost_ballot_is_replaced)
+{
+	setup();
+	three_voters();
+	disk_fill(1, 5, 2);
+	disk.ballot.term = 0;
+	cfg.ballot_good = false;
+	EXPECT_RC(open_shard(), RC_OK);
+	shard_start(shard);
+	hand_turn(&hand);
+	expect_told(true, 0);
+	say_short(8, TELLS, false, 3);
+	say_short(9, TELLS, false, 2);
+	offer(8, 3, 20, true);
+	stage();
+	EXPECT_UINT(disk.base_index, 20);
+	EXPECT_UINT(disk.ballot_pending.term, 4);
+	EXPECT_UINT(disk.ballot_pending.state_generation, 7);
+	EXPECT_UINT(disk.floor, 0);
+	sync_all();
+	EXPECT_UINT(disk.floor, 20);
+	EXPECT_FALSE(traced("switch"));
+	sync_all();
+	EXPECT_TRUE(traced("switch 7; "));
+	state_from_fake();
+	state.index = 20;
+	state.term = 2;
+	shard_switched(shard, RC_OK, &state);
+	hand_turn(&hand);
+	EXPECT_INT(view().health, SHARD_WHOLE);
+	EXPECT_UINT(shard_applied_index(shard), 20);
+	expect_told(false, 4);
 	teardown();
 }
 

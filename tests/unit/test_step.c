@@ -839,6 +839,7 @@ TEST(a_stale_leader_gets_no_acknowledgement)
 	EXPECT_UINT(res->rejected, 0);
 	EXPECT_UINT(res->last_log_index, 0);
 	EXPECT_UINT(res->term, step_term(nodes[2].step));
+	EXPECT_UINT(step_leader(nodes[2].step), 1);
 	cluster_close();
 }
 
@@ -1249,6 +1250,11 @@ TEST(a_peer_that_has_forgotten)
 	EXPECT_TRUE(seen.forgot);
 	EXPECT_FALSE(seen.level);
 	EXPECT_UINT(step_match(n->step, 2), match);
+	/* It has what it acknowledged: that is no loss. */
+	res->last_log_index = match;
+	seen = give(n, 2, &m, false);
+	EXPECT_FALSE(seen.forgot);
+	res->last_log_index = match - 1;
 	/* Of what it never acknowledged it may lack anything. */
 	res->rejected = match + 1;
 	seen = give(n, 2, &m, false);
@@ -1416,6 +1422,29 @@ TEST(leadership_is_handed_over)
 	EXPECT_TRUE(step_leads(nodes[2].step));
 	EXPECT_FALSE(step_leads(n->step));
 	EXPECT_UINT(step_leader(n->step), 2);
+	cluster_close();
+}
+
+/* Elected again, with nothing to commit: there is no entry of this term yet. */
+TEST(an_own_entry_is_of_the_own_term)
+{
+	struct node *n = &nodes[1];
+
+	cluster_open(3);
+	elect(n);
+	EXPECT_RC(submit(n, 'a', 8), RC_OK);
+	EXPECT_TRUE(step_own_index(n->step) > 0);
+	settle();
+	beat(n);
+	EXPECT_RC(step_transfer(n->step, 2), RC_OK);
+	settle();
+	beat(&nodes[2]);
+	EXPECT_RC(step_transfer(nodes[2].step, 1), RC_OK);
+	settle();
+	EXPECT_TRUE(step_leads(n->step));
+	EXPECT_UINT(step_own_index(n->step), 0);
+	EXPECT_RC(submit(n, 'b', 8), RC_OK);
+	EXPECT_UINT(step_own_index(n->step), step_last(n->step));
 	cluster_close();
 }
 
