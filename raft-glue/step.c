@@ -47,7 +47,7 @@ struct step {
 	bool stepping;   /* The core or a sink function is on the stack. */
 	bool failed;     /* Fail-stop: every event is a no-op. */
 	bool installing; /* Between sink->install and step_installed. */
-	bool unsure;     /* The term of the state at start is a guess. */
+	bool unsure;     /* The term of the state at start is a guess, */
 	uint16_t room;   /* Of the disk: the capacity that is told. */
 	uint32_t heartbeat_ms;
 	struct raft raft;
@@ -64,6 +64,7 @@ struct step {
 	uint64_t own_index;
 	uint64_t applied;
 	uint64_t applied_term;
+	uint64_t guessed;      /* and this was its index. */
 	const void *submitted; /* Data in step that need not be copied. */
 	bool taken;            /* The sink has it. */
 	struct raft_snapshot_metadata snapshot; /* While installing. */
@@ -181,11 +182,25 @@ static bool starved(struct step *st, uint64_t id)
 	return p != NULL && p->full && !MUTANT(full_disk_fed);
 }
 
+/* What a follower has there is committed. Told of another term at that place
+ * its core would stop for good: it gets a snapshot instead, from whoever has
+ * the state. */
+static bool guesses(const struct step *st, const struct raft_message *m)
+{
+	return m->type == RAFT_APPEND_ENTRIES && st->unsure &&
+	       m->append_entries.prev_log_index == st->guessed &&
+	       !MUTANT(guess_told);
+}
+
 static void step_send(struct step *st, const struct raft_message *from_core)
 {
 	struct raft_message m = *from_core;
 
 	m.server_address = NULL; /* It may point into a received message. */
+	if (guesses(st, &m)) {
+		m.type = RAFT_INSTALL_SNAPSHOT;
+		memset(&m.install_snapshot, 0, sizeof(m.install_snapshot));
+	}
 	if (m.type == RAFT_APPEND_ENTRIES) {
 		if (starved(st, m.server_id))
 			m.append_entries.n_entries = 0;
@@ -403,6 +418,7 @@ void step_start(struct step *st, const struct step_boot *boot)
 	st->applied = boot->index;
 	st->applied_term = boot->index_term;
 	st->unsure = boot->unsure;
+	st->guessed = boot->unsure ? boot->index : 0;
 	ev.start.term = boot->term;
 	ev.start.voted_for = boot->vote;
 	ev.start.start_index = boot_first(boot);

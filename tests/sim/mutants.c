@@ -155,6 +155,7 @@ static const struct row rows[MUTANTS] = {
 	      "it takes a change of membership"),
 	ROW(guard_b3, NONE,
 	    "unit/test_step b3_a_stale_rejection_does_not_starve_a_follower"),
+	ROW(guess_told, NONE, "unit/test_step a_guess_is_told_to_nobody"),
 	ROW(guard_b4, NONE, "unit/test_step b4_entries_from_below_the_state"),
 	ROW(guard_b5, NONE,
 	    "unit/test_guard b5_a_refused_pre_vote_tells_the_term"),

@@ -5,6 +5,7 @@
 #include "node/core/directory.h"
 
 #include "node/base/mutant.h"
+#include "node/core/internal.h"
 #include "objects/directory_class.h"
 #include "tests/lib/cluster_rig.h"
 
@@ -414,5 +415,131 @@ TEST(a_node_may_end_while_calls_are_held)
 	(void)get_soon("you");
 	cluster_run(100);
 	cluster_kill(behind);
+	cluster_end();
+}
+
+/* ---- copies that are too old ---- */
+
+/* The first owns the directory, the second kv/NAME, and nothing moves by
+ * itself. */
+static void begin_still(uint64_t seed)
+{
+	unsigned i;
+	uint32_t shard;
+
+	cluster_new(3, seed);
+	rig.cfg.spread = false;
+	cl.ttl_ms = 3000;
+	for (i = 1; i <= 3; i++)
+		cluster_boot(i);
+	cluster_settle();
+	keeper = cluster_owner(0);
+	behind = keeper % 3 + 1;
+	third = 6 - keeper - behind;
+	i = 0;
+	do {
+		snprintf(object, sizeof(object), "kv/o%u", i++);
+		shard = cluster_shard("kv", object + 3);
+	} while (shard == 0);
+	for (i = 0; i < 100 && cluster_owner(shard) != behind; i++) {
+		if (cluster_owner(shard) != 0)
+			(void)core_transfer(cl.at[cluster_owner(shard)].core,
+					    shard, behind);
+		cluster_run(20);
+	}
+	EXPECT_RC(cluster_ask(behind, "me", object, "put",
+			      "{'key':'k','value':1}", NULL)
+			  ->rc,
+		  RC_OK);
+}
+
+/* The second hears nothing of the directory any more. */
+static void cut_off_behind(void)
+{
+	cluster_cut(keeper, behind);
+	net_refuse_bulk(cl.net, third - 1, behind - 1);
+}
+
+/* What nobody can know to be allowed is not carried out. */
+TEST(an_old_copy_allows_nothing)
+{
+	struct told *put;
+
+	begin_still(20);
+	cut_off_behind();
+	cluster_run(4000);
+	EXPECT_FALSE(directory_good(cl.at[behind].directory));
+	put = put_soon();
+	EXPECT_RC(rig_wait(put)->rc, RC_NO_QUORUM);
+	EXPECT_INT(put->outcome, OUTCOME_REFUSED);
+	net_mend_all(cl.net);
+	cluster_settle();
+	cluster_expect_ok(behind, "me", object, "get", "{'key':'k'}",
+			  "{'value':1,'rev':1}");
+	cluster_end();
+}
+
+/* It was allowed, by a copy that has become too old before the answer leaves.
+ */
+TEST(nothing_leaves_under_a_copy_that_has_become_old)
+{
+	struct directory *d;
+	struct told *get;
+
+	begin_still(21);
+	d = cl.at[behind].directory;
+	cut_off_behind();
+	while (directory_age_ms(d) < cl.ttl_ms - 5)
+		cluster_run(1);
+	/* Its proof comes late. */
+	net_clog(cl.net, third - 1, behind - 1, 20);
+	get = get_soon("me");
+	cluster_run(1000);
+	EXPECT_FALSE(get->done);
+	EXPECT_RC(rig_wait(get)->rc, RC_NO_QUORUM);
+	EXPECT_INT(get->outcome, OUTCOME_REFUSED);
+	cluster_end();
+}
+
+/* It was so when it was asked for: nobody knows what has changed since. */
+TEST(a_copy_is_as_old_as_its_question)
+{
+	struct directory *d;
+
+	begin_still(22);
+	d = cl.at[third].directory;
+	net_clog(cl.net, third - 1, keeper - 1, 1010);
+	directory_look(d);
+	cluster_run(1012);
+	EXPECT_TRUE(directory_age_ms(d) >= 1010);
+	EXPECT_TRUE(directory_age_ms(d) < 1020);
+	cluster_end();
+}
+
+/* Another member may know less: what was revoked does not come back with what
+ * it tells. */
+TEST(an_older_copy_changes_nothing)
+{
+	struct directory *d;
+	uint64_t until_ms;
+
+	begin_still(23);
+	d = cl.at[behind].directory;
+	cluster_cut(keeper, third);
+	/* What the third is asked comes together with the news. */
+	until_ms = world_now_ms(rig.w) + 500;
+	net_clog(cl.net, behind - 1, third - 1, 500);
+	(void)cluster_start(keeper, "root", DIR, "revoke", "{'principal':'me'}",
+			    NULL);
+	while (!has_copy(behind, 2))
+		cluster_run(1);
+	net_refuse_bulk(cl.net, keeper - 1, behind - 1);
+	cluster_run(5);
+	directory_look(d);
+	EXPECT_TRUE(world_now_ms(rig.w) < until_ms);
+	world_run_until(rig.w, until_ms + 2);
+	EXPECT_TRUE(has_copy(third, 1));
+	EXPECT_TRUE(has_copy(behind, 2));
+	EXPECT_RC(rig_wait(get_soon("me"))->rc, RC_NOT_FOUND);
 	cluster_end();
 }

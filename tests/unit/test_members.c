@@ -303,6 +303,36 @@ TEST(a_bad_copy_is_mended_at_open)
 	end();
 }
 
+/* The start writes both again: when the first is touched, and damaged, the
+ * second is already what it was. */
+TEST(a_start_overwrites_the_older_copy_first)
+{
+	const struct world_fault f = { .kind = WORLD_CRASH_BEFORE,
+				       .op = WORLD_CHANGE,
+				       .nth = 3 };
+	struct greeting g = greeting(2, 6);
+	struct noted n = { .n = 0 };
+
+	/* A note that has reached one of the two. */
+	opened(19);
+	world_fault(w, 0, &f);
+	members_note(m, &g, noted, &n);
+	EXPECT_FALSE(world_run_flag(w, &n.any, 1000));
+	members_discard(m);
+	world_power_cut(w, 0);
+	world_faults_clear(w, 0);
+	world_fault(w, 0, &f);
+	EXPECT_TRUE(members_open(env, disk, &self, &m, &why) != RC_OK);
+	world_kill(w, 0);
+	world_power_cut(w, 0);
+	world_faults_clear(w, 0);
+	EXPECT_RC(world_flip(w, 0, "members", 30, 1), RC_OK);
+	open_it();
+	EXPECT_UINT(members_find(m, 2)->boot, 6);
+	members_discard(m);
+	end();
+}
+
 TEST(failed_writes_are_told)
 {
 	unsigned nth;

@@ -793,6 +793,28 @@ TEST(a_no_of_one_asks_the_other)
 	rounds_free(rounds);
 }
 
+/* A round that all have answered is over, whatever they said: who comes next
+ * does not wait for it. */
+TEST(a_round_that_all_refuse_is_not_waited_for)
+{
+	struct question q[2];
+
+	setup_of(3);
+	ask(&q[0], &a);
+	hand_turn(&hand);
+	ask(&q[1], &b);
+	hand_turn(&hand);
+	EXPECT_UINT(transport.n, 2);
+	reply(2, number_of(0), &a, false);
+	EXPECT_UINT(transport.n, 2);
+	reply(3, number_of(0), &a, false);
+	EXPECT_TRUE(transport.n > 2);
+	reply(last_sent()->to, number_of(transport.n - 1), &b, true);
+	expect_end(&q[1], RC_OK);
+	expect_open(&q[0]);
+	rounds_free(rounds);
+}
+
 /* But not for one whose answer is late. */
 TEST(a_late_round_holds_up_no_other)
 {

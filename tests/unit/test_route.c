@@ -279,6 +279,28 @@ TEST(an_owner_that_is_killed_leaves_an_unknown_outcome)
 	cluster_end();
 }
 
+/* A read leaves nothing behind, unless it has a key. */
+TEST(a_read_with_a_key_may_have_been_recorded)
+{
+	struct told *keyed;
+	struct told *plain;
+
+	begin(35);
+	keyed = cluster_start(entry, "me", object, "get", "{'key':'a'}",
+			      "{'idem':'k'}");
+	plain = cluster_start(entry, "me", object, "get", "{'key':'a'}", NULL);
+	while (sent_by(entry) < 2 && !plain->done)
+		(void)world_step(rig.w);
+	EXPECT_FALSE(keyed->done);
+	EXPECT_FALSE(plain->done);
+	cluster_kill(owner);
+	EXPECT_RC(rig_wait(keyed)->rc, RC_UNKNOWN_OUTCOME);
+	EXPECT_INT(keyed->outcome, OUTCOME_UNKNOWN);
+	EXPECT_RC(rig_wait(plain)->rc, RC_NO_QUORUM);
+	EXPECT_INT(plain->outcome, OUTCOME_REFUSED);
+	cluster_end();
+}
+
 /* ---- shards without an owner ---- */
 
 static bool entry_knows_nobody(void)
@@ -474,6 +496,33 @@ TEST(cancelling_reaches_the_owner)
 	EXPECT_INT(t->outcome, OUTCOME_REFUSED);
 	EXPECT_TRUE(world_now_ms(rig.w) < from + 50);
 	EXPECT_RC(rig_wait(slow)->rc, RC_OK);
+	cluster_end();
+}
+
+/* What nobody waits for any more is not sent to the next owner. */
+TEST(a_cancelled_call_is_not_sent_on)
+{
+	uint32_t shard;
+	struct told *t;
+
+	begin(36);
+	pick("relay", 0);
+	shard = shard_of_object();
+	(void)cluster_start(owner, "me", object, "run",
+			    "{'steps':[['wait',2000]]}", NULL);
+	cluster_run(20);
+	t = cluster_start(entry, "me", object, "run",
+			  "{'steps':[['put','k',1]]}", NULL);
+	cluster_run(20);
+	/* That it is refused comes when the next one is known. */
+	net_clog(cl.net, owner - 1, entry - 1, 250);
+	EXPECT_RC(core_transfer(cl.at[owner].core, shard, another), RC_OK);
+	while (cluster_owner(shard) != another)
+		cluster_run(1);
+	EXPECT_FALSE(t->done);
+	call_cancel(t->call);
+	EXPECT_RC(rig_wait(t)->rc, RC_NO_QUORUM);
+	EXPECT_INT(t->outcome, OUTCOME_REFUSED);
 	cluster_end();
 }
 

@@ -1318,26 +1318,21 @@ TEST(staged_snapshots)
 	cluster_close();
 }
 
-/* The log of a state that is lost: it begins somewhere, and the term before it
- * is a guess. */
-TEST(a_log_without_its_state)
+/* The log of a state that is lost: it begins behind 10, and the term there is a
+ * guess. */
+static void begin_without_a_state(struct node *n)
 {
-	struct raft_entry list[1];
-	struct raft_message m = stale_append(3, 10, 2);
 	struct step_boot boot = { .term = 3,
 				  .index = 10,
 				  .index_term = 3,
 				  .conf_index = 1,
 				  .last = 10,
 				  .unsure = true };
-	struct node *n = &nodes[2];
-	uint8_t data[8] = { 1 };
 	void *conf = conf_bytes(3, &boot.conf_bytes);
 
 	nodes_n = 3;
 	queue_head = queue_tail = 0;
 	epoch = 1;
-	n->id = 2;
 	node_open(2);
 	entries_release(&n->tail);
 	entries_init(&n->tail, 11);
@@ -1346,6 +1341,16 @@ TEST(a_log_without_its_state)
 	boot.conf = conf;
 	step_start(n->step, &boot);
 	free(conf);
+}
+
+TEST(a_log_without_its_state)
+{
+	struct raft_entry list[1];
+	struct raft_message m = stale_append(3, 10, 2);
+	struct node *n = &nodes[2];
+	uint8_t data[8] = { 1 };
+
+	begin_without_a_state(n);
 	list[0] = (struct raft_entry){ .term = 3,
 				       .type = RAFT_COMMAND,
 				       .buf = { data, 8 } };
@@ -1357,6 +1362,68 @@ TEST(a_log_without_its_state)
 	/* What it applies again of a newer state is no news. */
 	step_applied(n->step, 11, 3);
 	step_applied(n->step, 10, 3);
+	cluster_close();
+}
+
+/* The third node's vote. */
+static void grant(struct node *n, bool pre_vote, uint64_t term)
+{
+	struct raft_message m = { .type = RAFT_REQUEST_VOTE_RESULT,
+				  .server_id = 3 };
+
+	m.request_vote_result.version = 2;
+	m.request_vote_result.term = term;
+	m.request_vote_result.pre_vote = pre_vote;
+	m.request_vote_result.vote_granted = true;
+	(void)give(n, 3, &m, false);
+	persist(n);
+}
+
+static void reject(struct node *n, uint64_t rejected, uint64_t last)
+{
+	struct raft_message m = { .type = RAFT_APPEND_ENTRIES_RESULT,
+				  .server_id = 3 };
+	struct raft_append_entries_result *res = &m.append_entries_result;
+
+	res->version = 2;
+	res->term = step_term(n->step);
+	res->rejected = rejected;
+	res->last_log_index = last;
+	(void)give(n, 3, &m, false);
+}
+
+/* Whoever has an entry there that is committed would stop. */
+TEST(a_guess_is_told_to_nobody)
+{
+	struct raft_entry list[1];
+	struct raft_message m = stale_append(3, 10, 2);
+	struct node *n = &nodes[2];
+	uint8_t data[8] = { 1 };
+	unsigned wished;
+	unsigned i;
+
+	begin_without_a_state(n);
+	list[0] = (struct raft_entry){ .term = 3,
+				       .type = RAFT_COMMAND,
+				       .buf = { data, 8 } };
+	m.append_entries.entries = list;
+	m.append_entries.n_entries = 1;
+	(void)give(n, 1, &m, false);
+	persist(n);
+	clock_to(n->hand.now_ms + 700);
+	fire(n);
+	grant(n, true, 3);
+	grant(n, false, 4);
+	EXPECT_TRUE(step_leads(n->step));
+	want_snapshots = true;
+	wished = sent[RAFT_INSTALL_SNAPSHOT];
+	i = queue_tail;
+	reject(n, 11, 10);
+	EXPECT_TRUE(sent[RAFT_INSTALL_SNAPSHOT] > wished);
+	for (; i < queue_tail; i++)
+		EXPECT_TRUE(queue[i].m.type != RAFT_APPEND_ENTRIES ||
+			    queue[i].m.append_entries.prev_log_index != 10);
+	want_snapshots = false;
 	cluster_close();
 }
 

@@ -663,6 +663,26 @@ TEST(what_is_left_of_an_older_boot_is_dropped)
 	end();
 }
 
+/* What waits for an older greeting of the same peer to be written is checked by
+ * what that one was. */
+TEST(a_greeting_behind_another_is_checked_too)
+{
+	begin(27);
+	fake_net_join(&net, 1, 2, LINK_RAFT);
+	(void)fake_net_run(&net);
+	fake_net_cut(&net, 1, 2, LINK_RAFT);
+	/* A copy of its disk. */
+	restart(1);
+	fake_net_join(&net, 1, 2, LINK_RAFT);
+	(void)fake_net_run(&net);
+	EXPECT_UINT(stats(1).refused, 0);
+	settle();
+	EXPECT_UINT(stats(1).refused, 1);
+	EXPECT_UINT(transport_epoch(t[1], CHANNEL_RAFT, 2), 0);
+	EXPECT_UINT(transport_epoch(t[2], CHANNEL_RAFT, 1), 0);
+	end();
+}
+
 static void expect_refused(unsigned by, const char *text)
 {
 	struct fake_end *x = fake_net_end(&net, by, 2, LINK_RAFT);
