@@ -37,7 +37,10 @@
  * first. As requests at or before S of K permits in all
  * make of TAT at most max(TAT, S) + K * T, and no TAT is ever beyond the time
  * of its request + burst * T, the key then has let in no more than its limit,
- * and what it let in less is at most K.
+ * and what it let in less is at most K. A new owner's time may begin before the
+ * old one's ended, if nothing later was committed: S comes before some of those
+ * requests then. TAT - S is only greater for it, so the key is no fuller than
+ * it was, and what both admit is bounded by the sum of what passed for each.
  */
 #include <inttypes.h>
 #include <stdio.h>

@@ -1561,6 +1561,14 @@ enum verdict kv_history_check(struct kv_history *h, struct breach *out)
 
 /* -------------------------------------------------------- rate_limiter */
 
+/* A new owner's now before the last of the old one. */
+struct set_back {
+	uint64_t at;
+	uint64_t last_ns;
+	uint64_t now_ns;
+	uint64_t twice_ns; /* Of the key that is looked at. */
+};
+
 struct limiter_history {
 	char name[64];
 	enum limiter_class class;
@@ -1575,6 +1583,8 @@ struct limiter_history {
 	size_t cap;
 	uint64_t *leads;
 	size_t leads_n;
+	struct set_back *backs;
+	size_t backs_n;
 };
 
 struct limiter_history *limiter_history_new(const char *name,
@@ -1604,6 +1614,7 @@ void limiter_history_free(struct limiter_history *h)
 		free(h->calls[i]);
 	free(h->calls);
 	free(h->leads);
+	free(h->backs);
 	free(h);
 }
 
@@ -1638,6 +1649,16 @@ void limiter_history_lead(struct limiter_history *h, uint64_t stamp_ns)
 	h->leads[h->leads_n++] = stamp_ns;
 }
 
+void limiter_history_back(struct limiter_history *h, uint64_t at,
+			  uint64_t last_ns, uint64_t now_ns)
+{
+	PRE(last_ns >= now_ns);
+	h->backs = sim_realloc(h->backs, (h->backs_n + 1) * sizeof(*h->backs));
+	h->backs[h->backs_n++] = (struct set_back){ .at = at,
+						    .last_ns = last_ns,
+						    .now_ns = now_ns };
+}
+
 static bool was_taken(const struct limiter_call *c)
 {
 	return c->take && !c->reset && c->end == CALL_DONE && c->allowed &&
@@ -1669,14 +1690,52 @@ static bool reset_between(struct limiter_call **calls, size_t n,
 	return false;
 }
 
-/* At most, from one to the other. A new owner's now may lie before that of the
- * old one, of which nothing was committed: then the world's time counts. */
-static uint64_t elapsed(const struct limiter_call *a, uint64_t stamp_hi,
-			uint64_t ended_ms)
+/* How much passed twice: a new owner's now may lie before that of the old one,
+ * of which nothing was committed, up to where that let in its last. After a
+ * permit that is committed itself there is no earlier now. */
+static void look_at_backs(struct limiter_history *h,
+			  struct limiter_call **calls, size_t n)
+{
+	struct set_back *b;
+	uint64_t last_ns;
+	size_t i;
+	size_t k;
+
+	if (h->class != LIMITER_MEMORY && h->class != LIMITER_LEASED)
+		return;
+	for (i = 0; i < h->backs_n; i++) {
+		b = &h->backs[i];
+		last_ns = 0;
+		for (k = 0; k < n && calls[k]->begun <= b->at; k++)
+			if (was_taken(calls[k]) && calls[k]->stamp_hi > last_ns)
+				last_ns = calls[k]->stamp_hi;
+		if (last_ns > b->last_ns)
+			last_ns = b->last_ns;
+		b->twice_ns = last_ns > b->now_ns ? last_ns - b->now_ns : 0;
+	}
+}
+
+static uint64_t passed_twice(const struct limiter_history *h,
+			     const struct limiter_call *a, uint64_t ended)
+{
+	uint64_t ns = 0;
+	size_t i;
+
+	for (i = 0; i < h->backs_n; i++)
+		if (h->backs[i].at >= a->begun && h->backs[i].at < ended)
+			ns += h->backs[i].twice_ns;
+	return ns;
+}
+
+/* At most, from one to the other, by the owners' clocks or the world's. */
+static uint64_t elapsed(const struct limiter_history *h,
+			const struct limiter_call *a, uint64_t stamp_hi,
+			uint64_t ended_ms, uint64_t ended)
 {
 	uint64_t stamps = stamp_hi > a->stamp_lo ? stamp_hi - a->stamp_lo : 0;
 	uint64_t ms = ended_ms - a->begun_ms + 1;
 
+	stamps += passed_twice(h, a, ended);
 	return stamps > ms * 1000000u ? stamps : ms * 1000000u;
 }
 
@@ -1707,7 +1766,7 @@ static bool too_many(const struct limiter_history *h,
 		if (b->ended > ended)
 			ended = b->ended;
 		bound = (double)h->burst + 1e-6 +
-			refill(h, elapsed(a, stamp_hi, ended_ms));
+			refill(h, elapsed(h, a, stamp_hi, ended_ms, ended));
 		if (sum <= bound || reset_between(calls, n, a, ended))
 			continue;
 		(void)snprintf(out->invariant, sizeof(out->invariant), "limit");
@@ -1721,7 +1780,8 @@ static bool too_many(const struct limiter_history *h,
 			(unsigned long long)h->burst, a->key, sum,
 			(unsigned long long)a->begun,
 			(unsigned long long)b->begun,
-			(unsigned long long)elapsed(a, stamp_hi, ended_ms),
+			(unsigned long long)elapsed(h, a, stamp_hi, ended_ms,
+						    ended),
 			bound);
 		return true;
 	}
@@ -1826,14 +1886,14 @@ static bool denied_for_nothing(const struct limiter_history *h,
 	return true;
 }
 
-static bool key_is_bad(const struct limiter_history *h,
-		       struct limiter_call **calls, size_t n,
-		       struct breach *out)
+static bool key_is_bad(struct limiter_history *h, struct limiter_call **calls,
+		       size_t n, struct breach *out)
 {
 	double *sums = sums_before(calls, n);
 	bool bad = false;
 	size_t i;
 
+	look_at_backs(h, calls, n);
 	for (i = 0; i < n && !bad; i++) {
 		if (was_taken(calls[i]))
 			bad = too_many(h, calls, n, i, out);

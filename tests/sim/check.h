@@ -187,6 +187,10 @@ struct limiter_call *limiter_history_call(struct limiter_history *h, size_t i);
 /* A new owner at `stamp_ns`: what was kept in memory begins empty there, what
  * was lent is spent. */
 void limiter_history_lead(struct limiter_history *h, uint64_t stamp_ns);
+/* At `at`, an order like `begun`, a new owner's now was `now_ns`, and
+ * `last_ns`, which is later, was the last one of the owner before. */
+void limiter_history_back(struct limiter_history *h, uint64_t at,
+			  uint64_t last_ns, uint64_t now_ns);
 enum verdict limiter_history_check(struct limiter_history *h,
 				   struct breach *out);
 

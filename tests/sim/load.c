@@ -1774,6 +1774,20 @@ void load_owner(struct load *l, uint32_t shard, unsigned node, uint64_t term)
 	}
 }
 
+void load_set_back(struct load *l, uint32_t shard, uint64_t last_ns,
+		   uint64_t now_ns)
+{
+	uint32_t i;
+
+	trial_trace(l->r, "shard %u is set back by %" PRIu64 " ns", shard,
+		    last_ns - now_ns);
+	for (i = 0; i < l->targets_n; i++)
+		if (l->targets[i].limiter != NULL &&
+		    l->targets[i].shard == shard)
+			limiter_history_back(l->targets[i].limiter, l->r->now,
+					     last_ns, now_ns);
+}
+
 /* ----------------------------------------------------------------- the end */
 
 static bool wait_for_all(struct load *l)

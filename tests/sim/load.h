@@ -28,6 +28,9 @@ void load_tick(struct load *l);
 uint32_t load_open(const struct load *l);
 /* `node` owns the shard, in a term that began now. */
 void load_owner(struct load *l, uint32_t shard, unsigned node, uint64_t term);
+/* Its now, `now_ns`, is before the last one of the owner before. */
+void load_set_back(struct load *l, uint32_t shard, uint64_t last_ns,
+		   uint64_t now_ns);
 
 /* Nothing that was asked can begin any more: what is unknown is over. The nodes
  * are level. */

@@ -2,6 +2,7 @@
  * The judge of histories is a program too: here it is told stories, true ones
  * and ones with a planted anomaly of each kind that a cluster could show.
  */
+#include "node/base/check.h"
 #include "tests/lib/runner.h"
 #include "tests/sim/check.h"
 
@@ -699,6 +700,65 @@ TEST(a_second_bucket_is_found)
 	s.ms += 100;
 	limiter_history_lead(s.h, s.ms * MS);
 	take(&s, 0, 5);
+	LIMITS_BAD(&s);
+}
+
+/* All that may be let in at one moment of an owner's clock; the world's stands
+ * still. */
+static void take_at(struct limits *s, uint64_t stamp_ms, unsigned n)
+{
+	struct limiter_call *c;
+
+	while (n-- > 0) {
+		c = check(s, 0, true);
+		c->stamp_lo = stamp_ms * MS;
+		c->stamp_hi = stamp_ms * MS;
+	}
+}
+
+/* An owner lets in 5 at 0 and 5 at 500 ms, and another whose clock begins at
+ * 100 ms lets in 5 at 600 and 5 at 1100 ms: of their clocks 500 and 1000 ms
+ * have passed. How long the first one was there still tells nothing. */
+TEST(time_that_passes_twice_fills_twice)
+{
+	static const struct {
+		enum limiter_class class;
+		uint64_t until_ms; /* 0: it is not told. */
+		unsigned last;
+		enum verdict v;
+	} cases[] = {
+		{ LIMITER_LEASED, 500, 5, VERDICT_GOOD },
+		{ LIMITER_LEASED, 500, 6, VERDICT_BAD },
+		{ LIMITER_LEASED, 900, 5, VERDICT_GOOD },
+		{ LIMITER_LEASED, 900, 6, VERDICT_BAD },
+		{ LIMITER_LEASED, 0, 5, VERDICT_BAD },
+		{ LIMITER_MEMORY, 500, 5, VERDICT_GOOD },
+		{ LIMITER_COMMITTED, 500, 5, VERDICT_BAD },
+	};
+	struct limits s;
+	size_t i;
+
+	for (i = 0; i < ARRAY_LEN(cases); i++) {
+		s = limits(cases[i].class, 1);
+		take_at(&s, 0, 5);
+		take_at(&s, 500, 5);
+		if (cases[i].until_ms > 0)
+			limiter_history_back(s.h, s.now, cases[i].until_ms * MS,
+					     100 * MS);
+		take_at(&s, 600, 5);
+		take_at(&s, 1100, cases[i].last);
+		EXPECT_INT(limits_verdict(&s), cases[i].v);
+	}
+}
+
+/* Before the window that is looked at, it fills nothing. */
+TEST(time_that_passed_twice_before_fills_nothing)
+{
+	struct limits s = limits(LIMITER_LEASED, 1);
+
+	take_at(&s, 500, 5);
+	limiter_history_back(s.h, s.now, 500 * MS, 0);
+	take_at(&s, 2000, 6);
 	LIMITS_BAD(&s);
 }
 

@@ -85,6 +85,8 @@ struct watched {
 	uint64_t led;    /* The highest term in which somebody led. */
 	uint64_t stamp_lo;
 	uint64_t stamp_hi;
+	uint64_t owned;       /* The highest term in which somebody owned, */
+	uint64_t owned_ns;    /* and the last now in it. */
 	struct facts entries; /* By index and term. */
 	struct facts leaders; /* By term. */
 	struct facts votes;   /* By voter and term. */
@@ -645,6 +647,20 @@ static void check_compares(struct watch *w, unsigned node, uint32_t s,
 			     stats.refused);
 }
 
+/* An owner's now in its term. Of one that is none any more and does not know it
+ * nothing is answered: its clock does not count. */
+static void saw_now(struct watch *w, uint32_t s, uint64_t term, uint64_t now)
+{
+	struct watched *x = &w->shards[s];
+
+	if (now == 0 || term < x->owned)
+		return;
+	if (term > x->owned && now < x->owned_ns)
+		load_set_back(w->r->load, s, x->owned_ns, now);
+	x->owned = term;
+	x->owned_ns = now;
+}
+
 static void look_at_shard(struct watch *w, struct machine *m, uint32_t s)
 {
 	struct bridge *b = core_bridge(m->core, s);
@@ -686,6 +702,8 @@ static void look_at_shard(struct watch *w, struct machine *m, uint32_t s)
 		w->r->tally.elections++;
 		load_owner(w->r->load, s, m->n, term);
 	}
+	if (shard_leads(sh, &term))
+		saw_now(w, s, term, bridge_now_ns(b));
 }
 
 /* Whose disk neither lies nor is another has nothing to rebuild. */

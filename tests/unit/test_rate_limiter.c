@@ -1306,6 +1306,31 @@ TEST(a_new_owner_books_what_was_lent)
 	end();
 }
 
+/* A new owner's time may begin before permits that were spent from memory: the
+ * key is then no fuller than it was. */
+TEST(time_that_is_set_back_fills_nothing)
+{
+	struct seen s;
+
+	begin();
+	policy(LEASED);
+	EXPECT_TRUE(check("a", 950).allowed);
+	fake_advance(f, 1000);
+	EXPECT_TRUE(check("a", 60).allowed);
+	EXPECT_TRUE(check("a", 40).allowed);
+	EXPECT_UINT(dry("a", 1).remaining, 50);
+	f->ahead_ns -= 1000 * UINT64_C(1000000);
+	fake_change(f);
+	s = check("a", 1);
+	EXPECT_FALSE(s.allowed);
+	EXPECT_UINT(s.remaining, 0);
+	EXPECT_UINT(s.reset_ms, 10000);
+	fake_advance(f, 500);
+	EXPECT_TRUE(check("a", 50).allowed);
+	EXPECT_FALSE(check("a", 1).allowed);
+	end();
+}
+
 /* The lease was never committed: neither is what was let in with it. */
 TEST(an_uncommitted_lease_is_nobodys)
 {
