@@ -75,7 +75,7 @@ struct view {
 	uint64_t log_n;
 	uint64_t last;
 	bool begun;
-	bool bad; /* Its log or state is not whole. */
+	bool bad; /* Its state is. */
 };
 
 struct watched {
@@ -554,6 +554,20 @@ static void check_storage(struct watch *w, unsigned node, uint32_t s,
 			     storage_stored(st), storage_applied(st));
 }
 
+/* A copy in place of a bad state may end before that did: what follows is in
+ * the log, and is applied again. */
+static void saw_rebuild(const struct shard *sh, struct view *v)
+{
+	struct shard_view now;
+
+	shard_view(sh, &now);
+	if (v->bad && now.health == SHARD_WHOLE) {
+		v->applied = 0;
+		v->stamp = 0;
+	}
+	v->bad = now.health == SHARD_STATE_BAD;
+}
+
 /* I3 */
 static void check_indexes(struct watch *w, unsigned node, uint32_t s,
 			  const struct shard *sh, struct view *v)
@@ -675,6 +689,7 @@ static void look_at_shard(struct watch *w, struct machine *m, uint32_t s)
 	sh = bridge_shard(b);
 	if (!v->begun && shard_term(sh) > 0)
 		check_memory(w, m->n, s, sh, v);
+	saw_rebuild(sh, v);
 	check_indexes(w, m->n, s, sh, v);
 	check_storage(w, m->n, s, b);
 	check_compares(w, m->n, s, b);
