@@ -47,7 +47,6 @@ struct step {
 	bool stepping;   /* The core or a sink function is on the stack. */
 	bool failed;     /* Fail-stop: every event is a no-op. */
 	bool installing; /* Between sink->install and step_installed. */
-	bool unsure;     /* The term of the state at start is a guess, */
 	uint16_t room;   /* Of the disk: the capacity that is told. */
 	uint32_t heartbeat_ms;
 	struct raft raft;
@@ -64,7 +63,8 @@ struct step {
 	uint64_t own_index;
 	uint64_t applied;
 	uint64_t applied_term;
-	uint64_t guessed;      /* and this was its index. */
+	/* Where the state ended at start, if its term is a guess; else 0. */
+	uint64_t guessed;
 	const void *submitted; /* Data in step that need not be copied. */
 	bool taken;            /* The sink has it. */
 	struct raft_snapshot_metadata snapshot; /* While installing. */
@@ -187,7 +187,7 @@ static bool starved(struct step *st, uint64_t id)
  * the state. */
 static bool guesses(const struct step *st, const struct raft_message *m)
 {
-	return m->type == RAFT_APPEND_ENTRIES && st->unsure &&
+	return m->type == RAFT_APPEND_ENTRIES && st->guessed != 0 &&
 	       m->append_entries.prev_log_index == st->guessed &&
 	       !MUTANT(guess_told);
 }
@@ -408,6 +408,7 @@ void step_start(struct step *st, const struct step_boot *boot)
 
 	CHECK_OBJ(st, STEP_MAGIC);
 	PRE(boot_first(boot) <= boot->index + 1);
+	PRE(!boot->unsure || boot->index > 0);
 	PRE(boot->last >= boot->index);
 	PRE(boot->last + 1 - boot_first(boot) <= UINT32_MAX);
 	n = (unsigned)(boot->last + 1 - boot_first(boot));
@@ -417,7 +418,6 @@ void step_start(struct step *st, const struct step_boot *boot)
 	st->commit = boot->index;
 	st->applied = boot->index;
 	st->applied_term = boot->index_term;
-	st->unsure = boot->unsure;
 	st->guessed = boot->unsure ? boot->index : 0;
 	ev.start.term = boot->term;
 	ev.start.voted_for = boot->vote;
@@ -725,7 +725,7 @@ static void receive_entries(struct step *st, struct raft_message *m)
 	void *batch = ae->n_entries > 0 ? ae->entries[0].batch : NULL;
 
 	/* What is committed here is in every leader's log. */
-	if (st->unsure && ae->prev_log_index == st->applied)
+	if (st->guessed != 0 && ae->prev_log_index == st->applied)
 		ae->prev_log_term = st->applied_term;
 	if (ae->term >= st->raft.current_term &&
 	    guard_b4(&st->raft, m, st->applied, st->applied_term) > 0 &&

@@ -1809,12 +1809,28 @@ static bool wait_for_all(struct load *l)
 	return true;
 }
 
+/* A call of the auditor leaves; the history has it. */
+static void auditor_sends(struct load *l, struct target *t, struct kv_call *c,
+			  uint64_t ms)
+{
+	struct request *q = request_new(&l->auditor, t, wire_kv_method(c));
+	struct op *op;
+
+	wire_kv_args(c, false, &q->args);
+	q->kv = c;
+	op = op_new(l, &l->auditor, OP_KV, q);
+	kv_begin(l, c, q);
+	op->kv = c;
+	op->deadline_ms = ms;
+	op->meta = false;
+	request_drop(q);
+	op_send(op);
+}
+
 static struct kv_call *audit_send(struct load *l, struct target *t,
 				  enum kv_kind kind, uint16_t from)
 {
 	struct kv_call *c = kv_history_add(t->kv, kind != KV_LIST);
-	struct request *q;
-	struct op *op;
 
 	c->kind = kind;
 	c->from = from;
@@ -1827,16 +1843,7 @@ static struct kv_call *audit_send(struct load *l, struct target *t,
 			.kind = KV_DELETE,
 			.key = (uint16_t)(t->keys + TTL_KEYS),
 		};
-	q = request_new(&l->auditor, t, wire_kv_method(c));
-	wire_kv_args(c, false, &q->args);
-	q->kv = c;
-	op = op_new(l, &l->auditor, OP_KV, q);
-	kv_begin(l, c, q);
-	op->kv = c;
-	op->deadline_ms = 30000;
-	op->meta = false;
-	request_drop(q);
-	op_send(op);
+	auditor_sends(l, t, c, 30000);
 	return c;
 }
 
@@ -1857,21 +1864,10 @@ static bool audit_again(struct load *l, const struct target *t, unsigned *tries)
 static struct kv_call *write_send(struct load *l, struct target *t, uint64_t ms)
 {
 	struct kv_call *c = kv_history_add(t->kv, 1);
-	struct request *q;
-	struct op *op;
 
 	c->kind = KV_PUT;
 	c->ops[0] = (struct kv_op){ .kind = KV_PUT, .value = new_bytes(l, t) };
-	q = request_new(&l->auditor, t, wire_kv_method(c));
-	wire_kv_args(c, false, &q->args);
-	q->kv = c;
-	op = op_new(l, &l->auditor, OP_KV, q);
-	kv_begin(l, c, q);
-	op->kv = c;
-	op->deadline_ms = ms;
-	op->meta = false;
-	request_drop(q);
-	op_send(op);
+	auditor_sends(l, t, c, ms);
 	return c;
 }
 

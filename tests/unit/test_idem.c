@@ -778,15 +778,25 @@ TEST(a_class_that_resumes_goes_on_where_it_was)
 	fake_free(f);
 }
 
-/* Its caller wants a shorter window: the first one's counts. */
-TEST(what_is_resumed_is_remembered_as_long_as_it_was)
+/* The owner dies while the nested call is open. */
+static void calls_and_is_lost(struct fake *f,
+			      enum run (*script)(struct fake_event *),
+			      const char *key)
 {
-	struct fake *f = fake_new(NULL);
-	struct fake_event *e = sent(f, keyed_of(f, &resuming, do_call, "k"));
+	struct fake_event *e = sent(f, keyed_of(f, &resuming, script, key));
 
 	fake_go(f);
 	fake_change(f);
 	ends(e, RC_UNKNOWN_OUTCOME, OUTCOME_UNKNOWN);
+}
+
+/* Its caller wants a shorter window: the first one's counts. */
+TEST(what_is_resumed_is_remembered_as_long_as_it_was)
+{
+	struct fake *f = fake_new(NULL);
+	struct fake_event *e;
+
+	calls_and_is_lost(f, do_call, "k");
 	e = keyed_of(f, &resuming, do_call, "k");
 	e->ev.idem_ms = 5000;
 	(void)sent(f, e);
@@ -812,11 +822,9 @@ static enum run do_call_once(struct fake_event *e)
 TEST(what_is_resumed_and_fails_is_remembered)
 {
 	struct fake *f = fake_new(NULL);
-	struct fake_event *e = sent(f, keyed_of(f, &resuming, do_call, "k"));
+	struct fake_event *e;
 
-	fake_go(f);
-	fake_change(f);
-	ends(e, RC_UNKNOWN_OUTCOME, OUTCOME_UNKNOWN);
+	calls_and_is_lost(f, do_call, "k");
 	e = sent(f, keyed_of(f, &resuming, do_call, "k"));
 	fake_go(f);
 	fake_answer(f, 1, RC_LIMITED, "slow down");
@@ -826,10 +834,7 @@ TEST(what_is_resumed_and_fails_is_remembered)
 	EXPECT_UINT(e->runs, 0);
 	ends(e, RC_LIMITED, OUTCOME_UNKNOWN);
 	/* Also when it fails at once. */
-	e = sent(f, keyed_of(f, &resuming, do_call_once, "l"));
-	fake_go(f);
-	fake_change(f);
-	ends(e, RC_UNKNOWN_OUTCOME, OUTCOME_UNKNOWN);
+	calls_and_is_lost(f, do_call_once, "l");
 	ends(called(f, keyed_of(f, &resuming, do_call_once, "l")), RC_CONFLICT,
 	     OUTCOME_UNKNOWN);
 	e = called(f, keyed_of(f, &resuming, do_call_once, "l"));

@@ -793,18 +793,24 @@ TEST(a_no_of_one_asks_the_other)
 	rounds_free(rounds);
 }
 
-/* A round that all have answered is over, whatever they said: who comes next
- * does not wait for it. */
-TEST(a_round_that_all_refuse_is_not_waited_for)
+/* A round is under way, and another question waits behind it. */
+static void ask_beside(struct question *q)
 {
-	struct question q[2];
-
 	setup_of(3);
 	ask(&q[0], &a);
 	hand_turn(&hand);
 	ask(&q[1], &b);
 	hand_turn(&hand);
 	EXPECT_UINT(transport.n, 2);
+}
+
+/* A round that all have answered is over, whatever they said: who comes next
+ * does not wait for it. */
+TEST(a_round_that_all_refuse_is_not_waited_for)
+{
+	struct question q[2];
+
+	ask_beside(q);
 	reply(2, number_of(0), &a, false);
 	EXPECT_UINT(transport.n, 2);
 	reply(3, number_of(0), &a, false);
@@ -820,12 +826,7 @@ TEST(a_late_round_holds_up_no_other)
 {
 	struct question q[2];
 
-	setup_of(3);
-	ask(&q[0], &a);
-	hand_turn(&hand);
-	ask(&q[1], &b);
-	hand_turn(&hand);
-	EXPECT_UINT(transport.n, 2);
+	ask_beside(q);
 	hand_advance(&hand, 3);
 	EXPECT_UINT(transport.n, 4);
 	reply(2, number_of(2), &b, true);

@@ -1343,20 +1343,26 @@ static void begin_without_a_state(struct node *n)
 	free(conf);
 }
 
-TEST(a_log_without_its_state)
+/* A leader that knows the term sends it 11. */
+static void give_the_next(struct node *n)
 {
-	struct raft_entry list[1];
-	struct raft_message m = stale_append(3, 10, 2);
-	struct node *n = &nodes[2];
 	uint8_t data[8] = { 1 };
+	struct raft_entry e = { .term = 3,
+				.type = RAFT_COMMAND,
+				.buf = { data, 8 } };
+	struct raft_message m = stale_append(3, 10, 2);
 
-	begin_without_a_state(n);
-	list[0] = (struct raft_entry){ .term = 3,
-				       .type = RAFT_COMMAND,
-				       .buf = { data, 8 } };
-	m.append_entries.entries = list;
+	m.append_entries.entries = &e;
 	m.append_entries.n_entries = 1;
 	(void)give(n, 1, &m, false);
+}
+
+TEST(a_log_without_its_state)
+{
+	struct node *n = &nodes[2];
+
+	begin_without_a_state(n);
+	give_the_next(n);
 	EXPECT_FALSE(n->hand.stopped);
 	EXPECT_UINT(step_last(n->step), 11);
 	/* What it applies again of a newer state is no news. */
@@ -1395,20 +1401,12 @@ static void reject(struct node *n, uint64_t rejected, uint64_t last)
 /* Whoever has an entry there that is committed would stop. */
 TEST(a_guess_is_told_to_nobody)
 {
-	struct raft_entry list[1];
-	struct raft_message m = stale_append(3, 10, 2);
 	struct node *n = &nodes[2];
-	uint8_t data[8] = { 1 };
 	unsigned wished;
 	unsigned i;
 
 	begin_without_a_state(n);
-	list[0] = (struct raft_entry){ .term = 3,
-				       .type = RAFT_COMMAND,
-				       .buf = { data, 8 } };
-	m.append_entries.entries = list;
-	m.append_entries.n_entries = 1;
-	(void)give(n, 1, &m, false);
+	give_the_next(n);
 	persist(n);
 	clock_to(n->hand.now_ms + 700);
 	fire(n);
