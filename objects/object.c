@@ -1578,6 +1578,9 @@ static void lost_event(struct event *ev)
 		j->wrote = true;
 		event_abort(j, RC_NOT_OWNER, abort_text(RC_NOT_OWNER, true));
 	}
+	/* What it did in memory is lost, but others may have seen it. */
+	if (!MUTANT(memory_refused) && ev->touched)
+		ev->wrote = true;
 	event_abort(ev, RC_NOT_OWNER, abort_text(RC_NOT_OWNER, ev->wrote));
 }
 

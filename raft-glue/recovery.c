@@ -43,7 +43,11 @@
  * 8. When something behind the last whole batch is damaged, nothing there is
  *    changed: the log goes on in another segment, whose header says so and
  *    carries the damage of each shard on, until a base record ends it. The
- *    numbers jump ahead by 2^20, more than a segment has batches.
+ *    numbers jump ahead by 2^20, more than a segment has batches. No batch
+ *    leads there, the header alone: if that cannot be read, or the disk lost
+ *    it and shows the one of an earlier life, then the log seems to end at the
+ *    damage. So when it does, all segments are searched for numbers above, and
+ *    one that has any is damage of all shards.
  *
  * Which shards lost something: a shard is put in doubt when a batch that
  * touched it (the header says; else every shard) cannot be read, or a segment
@@ -86,6 +90,7 @@ struct recovery_file {
 	struct head_view view;
 	struct log_segment *seg;
 	bool entered; /* Part of the chain. */
+	bool unled;   /* Written to after the log's end: rule 8. */
 };
 
 enum walk_end {
@@ -619,12 +624,11 @@ static bool any_newer(struct recovery *r, const struct recovery_file *f,
 	return false;
 }
 
-/* The same of another segment, which is not the one in memory. */
-static enum rc written_to(struct recovery *r, struct recovery_file *f,
-			  bool *yes, struct detail *why)
+/* The highest such number in a segment that is not the one in memory. */
+static enum rc highest_above(struct recovery *r, const struct recovery_file *f,
+			     uint64_t newest, uint64_t *highest,
+			     struct detail *why)
 {
-	uint64_t newest =
-		f->view.fixed ? f->view.head.first_number - 1 : r->newest;
 	uint64_t off = SEGMENT_HEAD_BYTES;
 	struct disk_file *file;
 	uint8_t *block;
@@ -632,22 +636,35 @@ static enum rc written_to(struct recovery *r, struct recovery_file *f,
 	size_t i;
 	enum rc rc;
 
-	*yes = false;
+	*highest = 0;
 	block = aligned_alloc(DISK_ALIGN, BLOCK_BYTES);
 	if (block == NULL)
 		return RC_NOMEM;
 	rc = open_file(r, f, &file, why);
 	if (rc == RC_OK) {
-		for (; !*yes && off < r->cfg->segment_bytes;
-		     off += BLOCK_BYTES) {
+		for (; off < r->cfg->segment_bytes; off += BLOCK_BYTES) {
 			read_range(file, block, BLOCK_BYTES, off);
-			for (i = 0; !*yes && i < BLOCK_BYTES; i += SECTOR_BYTES)
-				*yes = sector_judge(block + i, f->slot, off + i,
-						    newest, &n) == SECTOR_NEW;
+			for (i = 0; i < BLOCK_BYTES; i += SECTOR_BYTES)
+				if (sector_judge(block + i, f->slot, off + i,
+						 newest, &n) == SECTOR_NEW &&
+				    n > *highest)
+					*highest = n;
 		}
 		disk_close(file);
 	}
 	free(block);
+	return rc;
+}
+
+static enum rc written_to(struct recovery *r, const struct recovery_file *f,
+			  bool *yes, struct detail *why)
+{
+	uint64_t newest =
+		f->view.fixed ? f->view.head.first_number - 1 : r->newest;
+	uint64_t highest;
+	enum rc rc = highest_above(r, f, newest, &highest, why);
+
+	*yes = highest > 0;
 	return rc;
 }
 
@@ -1159,6 +1176,35 @@ static enum rc walk_chain(struct recovery *r, uint64_t tail, uint64_t newest,
 	return RC_OK;
 }
 
+/* The log seems to end at damage. Does it go on where nothing leads? Rule 8. */
+static enum rc find_unled(struct recovery *r, struct detail *why)
+{
+	const struct log_segment *head = TAILQ_LAST(&r->live, log_segments);
+	struct recovery_file *f;
+	uint64_t highest;
+	size_t i;
+	enum rc rc;
+
+	for (i = 0; i < r->files_n; i++) {
+		f = &r->files[i];
+		if (f->seg == head)
+			continue;
+		rc = highest_above(r, f, r->newest, &highest, why);
+		if (rc != RC_OK)
+			return rc;
+		if (highest == 0)
+			continue;
+		f->unled = true;
+		doubt(r, all_shards(r),
+		      FILE_AT "batch %" PRIu64
+			      " was written, but no header leads to it",
+		      f->slot, highest);
+		if (highest + NUMBER_JUMP > r->next_number)
+			r->next_number = highest + NUMBER_JUMP;
+	}
+	return RC_OK;
+}
+
 /* The one whose header has the next sequence must be used first, so that no two
  * ever have the same; those of unknown content come last. */
 static void order_idle(struct recovery *r)
@@ -1218,6 +1264,8 @@ static enum rc read_all(struct recovery *r, const uint64_t *floors,
 		miss(r, 1);
 	else
 		rc = walk_chain(r, tail, newest, why);
+	if (rc == RC_OK && r->broken && !MUTANT(log_no_search))
+		rc = find_unled(r, why);
 	if (rc != RC_OK)
 		return rc;
 	/* Our own writer always leaves room for a closing batch. */
@@ -1298,12 +1346,14 @@ static enum rc wipe(struct recovery *r, struct detail *why)
 /* A segment that was never used may be one whose making failed: then the kernel
  * shows a file, or zeros in it, that it will not write any more. It is made
  * again. So is one that is too short, except that one of which nothing can be
- * told stays for those who may want it. */
+ * told stays for those who may want it, and one that only its batches tell of
+ * until a header elsewhere does. */
 static bool to_be_removed(const struct recovery *r,
 			  const struct recovery_file *f)
 {
-	return f->view.state == HEAD_BLANK ||
-	       (f->size < r->cfg->segment_bytes && f->view.state != HEAD_LOST);
+	return !f->unled && (f->view.state == HEAD_BLANK ||
+			     (f->size < r->cfg->segment_bytes &&
+			      f->view.state != HEAD_LOST));
 }
 
 static enum rc remove_unused(struct recovery *r, struct detail *why)

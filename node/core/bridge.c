@@ -311,6 +311,18 @@ static uint64_t host_committed_stamp(struct host *h)
 	return from_host(h)->committed_stamp;
 }
 
+/* A log asks a shard once to move its old records. What was applied since then
+ * may be what it waits for, and with every call refused nothing would make it
+ * ask again. */
+static void free_the_log(struct bridge *b)
+{
+	struct storage *st = b->storage;
+
+	if (!storage_checkpointing(st) &&
+	    storage_checkpointed(st) < storage_applied(st))
+		storage_checkpoint(st);
+}
+
 static uint64_t host_propose(struct host *h, uint64_t epoch,
 			     const struct pack_w *unit, bool may_wait,
 			     enum rc *why)
@@ -335,6 +347,7 @@ static uint64_t host_propose(struct host *h, uint64_t epoch,
 	/* Its old records pin the log: what is added now would stop every
 	 * shard at the hard bound. */
 	if (log_full(core_log(b->core), b->cfg.shard.shard)) {
+		free_the_log(b);
 		*why = RC_OVERLOADED;
 		return 0;
 	}

@@ -49,6 +49,10 @@ static const struct row rows[MUTANTS] = {
 	      "the first entry after a start syncs what was read"),
 	ROW(log_no_sector_check, DAMAGE,
 	    "unit/test_log a_crash_anywhere_loses_nothing_acknowledged"),
+	ALONE(log_no_search,
+	      "unit/test_recovery "
+	      "a_lost_header_of_a_recycled_segment_hides_nothing",
+	      "the disk must lose a header behind damage at the log's end"),
 	ALONE(log_no_chain_check,
 	      "unit/test_recovery "
 	      "batch_of_another_history_is_found_by_the_chain",
@@ -242,6 +246,9 @@ static const struct row rows[MUTANTS] = {
 	    "unit/test_bridge a_close_brings_gathered_effects_along"),
 	ROW(gate_own_only, NONE,
 	    "unit/test_object a_read_of_what_is_not_committed_waits_for_it"),
+	ROW(memory_refused, OWNERS,
+	    "unit/test_object "
+	    "what_was_done_in_memory_is_not_refused_when_the_shard_is_lost"),
 	ROW(lost_released, OWNERS,
 	    "unit/test_object "
 	    "a_hundred_held_answers_are_unknown_when_the_shard_is_lost"),

@@ -1491,6 +1491,30 @@ TEST(memory_rows_are_never_proposed_and_gone_with_the_epoch)
 	fake_free(f);
 }
 
+/* Its own answer is lost, but the next ones have shown what it did. */
+TEST(what_was_done_in_memory_is_not_refused_when_the_shard_is_lost)
+{
+	struct fake *f = fake_new(NULL);
+	struct fake_event *e[2];
+
+	fake_advance(f, LAG_MS_DEFAULT + 1);
+	e[0] = send_as(f, &memory, "a", do_spend, NULL);
+	e[1] = send_as(f, &memory, "a", do_nothing, NULL);
+	fake_turn(f);
+	fake_storage_finish_all(f->storage);
+	fake_turn(f);
+	EXPECT_UINT(e[0]->runs, 1);
+	EXPECT_UINT(e[1]->runs, 1);
+	EXPECT_FALSE(e[0]->done);
+	EXPECT_FALSE(e[1]->done);
+	fake_change(f);
+	expect_end(e[0], RC_UNKNOWN_OUTCOME, OUTCOME_UNKNOWN);
+	expect_end(e[1], RC_NOT_OWNER, OUTCOME_REFUSED);
+	fake_event_free(e[0]);
+	fake_event_free(e[1]);
+	fake_free(f);
+}
+
 TEST(memory_rows_that_are_not_full_keep_their_object)
 {
 	struct fake *f = fake_new(&small);

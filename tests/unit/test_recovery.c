@@ -389,6 +389,125 @@ TEST(unidentified_end_is_damage_of_all_that_stays)
 	end();
 }
 
+/* The headers of the first slots; zeros: there is none. */
+#define SLOTS 8u
+
+static void read_headers(uint8_t head[SLOTS][SEGMENT_HEAD_BYTES])
+{
+	char name[SEGMENT_NAME_BYTES];
+	uint8_t *p;
+	uint32_t i;
+	size_t n;
+
+	memset(head, 0, SLOTS * sizeof(*head));
+	for (i = 0; i < SLOTS; i++) {
+		segment_name(name, i + 1);
+		p = world_file(rig.w, rig.node, name, false, &n);
+		if (p != NULL && n >= SEGMENT_HEAD_BYTES)
+			memcpy(head[i], p, SEGMENT_HEAD_BYTES);
+		free(p);
+	}
+}
+
+/* The slot of the newest segment. */
+static uint32_t newest_slot(void)
+{
+	static uint8_t head[SLOTS][SEGMENT_HEAD_BYTES];
+	struct head_view v;
+	uint64_t seq = 0;
+	uint32_t slot = 0;
+	uint32_t i;
+
+	read_headers(head);
+	for (i = 0; i < SLOTS; i++) {
+		EXPECT_RC(segment_head_decode(head[i], i + 1, &v), RC_OK);
+		if (v.state != HEAD_WHOLE || v.seq <= seq)
+			continue;
+		seq = v.seq;
+		slot = i + 1;
+	}
+	EXPECT_TRUE(slot > 0);
+	return slot;
+}
+
+/* The last batch there. */
+static uint64_t last_batch(const char *name)
+{
+	uint64_t off = SEGMENT_HEAD_BYTES;
+	struct batch_head h;
+	uint64_t number = 0;
+	uint64_t at = 0;
+	size_t n;
+	uint8_t *p = world_file(rig.w, rig.node, name, false, &n);
+	uint32_t slot = newest_slot();
+
+	for (; off < n; off += BLOCK_BYTES)
+		if (batch_decode(p + off, slot, off, n - off, &h) == RC_OK &&
+		    h.number > number) {
+			number = h.number;
+			at = off;
+		}
+	free(p);
+	EXPECT_TRUE(at > 0);
+	return at;
+}
+
+/* The log goes on behind damage, and the disk has lost the header that says
+ * so: it shows what stood there before. */
+static void lose_the_header(unsigned batches, uint32_t bytes)
+{
+	static uint8_t before[SLOTS][SEGMENT_HEAD_BYTES];
+	char name[SEGMENT_NAME_BYTES];
+	uint32_t slot;
+
+	begin(29, 4);
+	put(1, 10);
+	put(2, 10);
+	while (batches-- > 0)
+		put(0, bytes);
+	stop_node();
+	segment_name(name, newest_slot());
+	flip(name, last_batch(name) + 700, 1);
+	EXPECT_UINT(damage() & 1, 1);
+	read_headers(before);
+	put(1, 10);
+	put(2, 10);
+	slot = newest_slot();
+	segment_name(name, slot);
+	stop_node();
+	overwrite(name, before[slot - 1], SEGMENT_HEAD_BYTES, 0);
+}
+
+static void the_rest_is_missed(void)
+{
+	EXPECT_RC(verify(), RC_CORRUPT);
+	EXPECT_HAS(lines, "no header leads to it");
+	EXPECT_UINT(damage(), 7);
+	/* Nothing was written: it is found again. */
+	EXPECT_UINT(reopened(), 7);
+	rig_base(&rig, 1, 50);
+	put(1, 30);
+	stop_node();
+	EXPECT_RC(rig_open(&rig), RC_OK);
+	EXPECT_TRUE(log_status(rig.log, 0, NULL) == LOG_DAMAGED);
+	EXPECT_TRUE(log_status(rig.log, 1, NULL) == LOG_WHOLE);
+	EXPECT_TRUE(log_status(rig.log, 2, NULL) == LOG_DAMAGED);
+	EXPECT_UINT(log_range(rig.log, 1).last, 51);
+	end();
+}
+
+TEST(a_lost_header_behind_damage_hides_no_segment)
+{
+	lose_the_header(2, 10);
+	the_rest_is_missed();
+}
+
+TEST(a_lost_header_of_a_recycled_segment_hides_nothing)
+{
+	lose_the_header(60, 500);
+	the_rest_is_missed();
+}
+
 /* ---- files ---- */
 
 static void remove_file(const char *name)
