@@ -1,6 +1,7 @@
 #include "node/metrics.h"
 
 #include <inttypes.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -64,6 +65,7 @@ struct sample {
 	double cpu_s;
 	double rss_bytes;
 	double stall_s;
+	double batch;
 	double connections;
 	double accepted;
 	double broken;
@@ -247,6 +249,7 @@ static void sample_take(struct metrics *m, struct sample *s)
 	s->cpu_s = (double)cpu_us() / 1e6;
 	s->rss_bytes = (double)rss_bytes();
 	s->stall_s = (double)m->stall_ns / 1e9;
+	s->batch = sched_getscheduler(0) == SCHED_BATCH;
 	s->connections = (double)rpc.connections;
 	s->accepted = (double)rpc.accepted;
 	s->broken = (double)rpc.broken;

@@ -19,6 +19,7 @@
 #include "node/notify.h"
 #include "node/os/disk_posix.h"
 #include "node/os/env_uv.h"
+#include "node/os/preempt.h"
 #include "node/peer.h"
 #include "node/rpc.h"
 
@@ -33,6 +34,7 @@ struct node {
 	const struct config *cfg;
 	uv_loop_t loop;
 	struct env_uv env;
+	struct preempt preempt;
 	struct disk_posix *posix;
 	struct disk *disk;
 	struct identity id; /* As it was before this boot. */
@@ -181,6 +183,7 @@ static void rpc_closed(void *arg)
 	uv_close((uv_handle_t *)&node->sighup, signal_closed);
 	if (node->metrics != NULL)
 		metrics_close(node->metrics);
+	preempt_stop(&node->preempt);
 	env_uv_close(&node->env, env_closed);
 }
 
@@ -586,6 +589,7 @@ int node_run(const struct config *cfg, bool format)
 		rc = node_open(node, format, &why);
 	if (rc != RC_OK)
 		give_up(rc, &why);
+	preempt_start(&node->preempt, &node->env.env);
 	uv_run(&node->loop, UV_RUN_DEFAULT);
 	CHECK(uv_loop_close(&node->loop) == 0);
 	if (cfg->pid_file[0] != '\0')

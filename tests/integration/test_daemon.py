@@ -271,6 +271,22 @@ def test_large_answers_do_not_pin_memory():
         assert marks[15] - marks[9] < 32 * 1024, marks
 
 
+def test_threads_wait_their_turn():
+    """Where the kernel counts what they wait, and nobody chose otherwise."""
+    def policies():
+        return {os.sched_getscheduler(int(t))
+                for t in os.listdir("/proc/%d/task" % n.pid)}
+
+    want = (os.SCHED_BATCH if os.path.exists("/proc/self/schedstat")
+            else os.SCHED_OTHER)
+    with Node() as n:
+        n.start()
+        # A busy machine lets them preempt for some seconds.
+        until("the policy of all threads", lambda: policies() == {want})
+        until("the metric", lambda: "\nholdfast_scheduler_batch %d\n" %
+              (want == os.SCHED_BATCH) in n.client().rpc("metrics"))
+
+
 def test_second_daemon_is_refused():
     with Node().start() as n:
         r = run("holdfastd", "--dev", "--data", n.data)

@@ -1,0 +1,49 @@
+/*
+ * preempt - whether a thread that wakes takes the core from one that runs.
+ *
+ * By default it does, mostly. Where nodes, or a node and its clients, share
+ * cores, each message then interrupts its sender, and turns are short. Under
+ * SCHED_BATCH (sched(7)) a thread that wakes waits until whoever runs has to
+ * wait itself: turns gather more, and everything costs less (ADR 0024). That
+ * is as long as those others wait soon. Beside a program that only computes, it
+ * would be the end of a slice of milliseconds, at each wake. So what the
+ * threads wait is looked at four times a second, as the kernel counts it in
+ * /proc/PID/task/TID/schedstat, and when it is long they preempt again for a
+ * while.
+ *
+ * Loop thread only. A process that was started with another policy than
+ * SCHED_OTHER keeps it, and so does one whose kernel counts nothing.
+ */
+#ifndef HOLDFAST_OS_PREEMPT_H
+#define HOLDFAST_OS_PREEMPT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "node/base/env.h"
+
+/* What the kernel has counted of the threads, from their start. */
+struct preempt_counts {
+	uint64_t waited_ns; /* Ready to run, and did not. */
+	uint64_t slices;    /* How often they began to. */
+};
+
+struct preempt {
+	bool batch;   /* What is wanted now. Private, as all below. */
+	bool counted; /* `last` is there. */
+	struct preempt_counts last;
+	uint64_t since_ms; /* `batch` is as it is since then, */
+	uint64_t rest_ms;  /* and if it is false, for so long. */
+	struct env_timer timer;
+};
+
+/* What is to be from now on. The first call says so whatever is counted. */
+bool preempt_decide(struct preempt *p, uint64_t now_ms,
+		    const struct preempt_counts *now);
+
+/* For all threads that there are; later ones inherit it. It cannot fail: at
+ * worst everything stays as it is. */
+void preempt_start(struct preempt *p, struct env *env);
+void preempt_stop(struct preempt *p);
+
+#endif

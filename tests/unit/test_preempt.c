@@ -1,0 +1,125 @@
+#include "node/os/preempt.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include "node/os/env_uv.h"
+#include "tests/lib/runner.h"
+
+static struct preempt p;
+static struct preempt_counts counts;
+static uint64_t now_ms;
+
+static void begin(void)
+{
+	p = (struct preempt){ .counted = false };
+	counts = (struct preempt_counts){ 7000000000u, 1000 };
+	now_ms = 5000;
+	EXPECT_TRUE(preempt_decide(&p, now_ms, &counts));
+}
+
+/* A quarter of a second later, each time with so much waiting. */
+static bool later(uint64_t slices, uint64_t waited_us)
+{
+	now_ms += 250;
+	counts.slices += slices;
+	counts.waited_ns += slices * waited_us * 1000;
+	return preempt_decide(&p, now_ms, &counts);
+}
+
+/* For how long it does not wait its turn after this. */
+static uint64_t rest(void)
+{
+	uint64_t since_ms = now_ms;
+
+	while (!later(100, 5000))
+		;
+	return now_ms - since_ms;
+}
+
+TEST(short_waits_are_good)
+{
+	unsigned i;
+
+	begin();
+	for (i = 0; i < 100; i++)
+		EXPECT_TRUE(later(700, 300));
+	EXPECT_TRUE(later(1000000, 0));
+}
+
+TEST(long_waits_end_it_for_a_while)
+{
+	begin();
+	EXPECT_TRUE(later(100, 500));
+	EXPECT_FALSE(later(100, 501));
+	EXPECT_UINT(rest(), 5000);
+}
+
+TEST(a_trial_that_fails_at_once_makes_the_next_one_wait_longer)
+{
+	static const uint64_t rests[] = { 5000,  10000, 20000,
+					  40000, 60000, 60000 };
+	unsigned i;
+
+	begin();
+	for (i = 0; i < 6; i++) {
+		EXPECT_FALSE(later(100, 3000));
+		EXPECT_UINT(rest(), rests[i]);
+	}
+	/* Until one lasted. */
+	for (i = 0; i < 20; i++)
+		EXPECT_TRUE(later(100, 100));
+	EXPECT_FALSE(later(100, 3000));
+	EXPECT_UINT(rest(), 5000);
+}
+
+/* An idle node is woken a few times: what it waited adds up. */
+TEST(few_slices_are_looked_at_together)
+{
+	begin();
+	EXPECT_TRUE(later(3, 5000));
+	EXPECT_TRUE(later(4, 5000));
+	EXPECT_FALSE(later(1, 5000));
+	begin();
+	EXPECT_TRUE(later(0, 0));
+	EXPECT_TRUE(later(7, 5000));
+	EXPECT_TRUE(later(100, 100));
+}
+
+/* The real thing. */
+
+static void closed(struct env_uv *e)
+{
+	(void)e;
+}
+
+static void policy_after_start(int before, int during)
+{
+	const struct sched_param none = { 0 };
+	static struct env_uv env;
+	struct preempt real;
+	uv_loop_t loop;
+
+	EXPECT_INT(sched_setscheduler(0, before, &none), 0);
+	EXPECT_INT(uv_loop_init(&loop), 0);
+	EXPECT_RC(env_uv_open(&env, &loop), RC_OK);
+	preempt_start(&real, &env.env);
+	EXPECT_INT(sched_getscheduler(0), during);
+	preempt_stop(&real);
+	env_uv_close(&env, closed);
+	EXPECT_INT(uv_run(&loop, UV_RUN_DEFAULT), 0);
+	EXPECT_INT(uv_loop_close(&loop), 0);
+}
+
+TEST(a_policy_that_somebody_chose_stays)
+{
+	policy_after_start(SCHED_BATCH, SCHED_BATCH);
+	EXPECT_INT(
+		sched_setscheduler(0, SCHED_OTHER, &(struct sched_param){ 0 }),
+		0);
+	policy_after_start(SCHED_OTHER,
+			   access("/proc/self/schedstat", R_OK) == 0
+				   ? SCHED_BATCH
+				   : SCHED_OTHER);
+	policy_after_start(SCHED_IDLE, SCHED_IDLE);
+}
