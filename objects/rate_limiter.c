@@ -309,9 +309,13 @@ static enum rc memory_read(struct check *c, struct fill *f, struct spending *sp)
 {
 	struct row_view view;
 	struct pack_r r;
-	enum rc rc = ev_get_memory(c->ev, key_of(c), &view);
+	enum rc rc;
 
 	*sp = (struct spending){ 0 };
+	/* Spares lagged and committed limits the search. */
+	if (ev_memory_rows(c->ev) == 0)
+		return RC_NOT_FOUND;
+	rc = ev_get_memory(c->ev, key_of(c), &view);
 	if (rc != RC_OK)
 		return rc;
 	r = pack_reader(view.value.p, view.value.n);

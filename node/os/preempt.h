@@ -32,6 +32,7 @@ struct preempt {
 	bool batch;   /* What is wanted now. Private, as all below. */
 	bool counted; /* `last` is there. */
 	struct preempt_counts last;
+	unsigned bad;      /* Looks in a row that found long waits. */
 	uint64_t since_ms; /* `batch` is as it is since then, */
 	uint64_t rest_ms;  /* and if it is false, for so long. */
 	struct env_timer timer;

@@ -50,27 +50,43 @@ TEST(short_waits_are_good)
 TEST(long_waits_end_it_for_a_while)
 {
 	begin();
-	EXPECT_TRUE(later(100, 500));
-	EXPECT_FALSE(later(100, 501));
-	EXPECT_UINT(rest(), 5000);
+	EXPECT_TRUE(later(100, 600));
+	EXPECT_TRUE(later(100, 600));
+	EXPECT_TRUE(later(100, 601));
+	EXPECT_FALSE(later(100, 601));
+	EXPECT_UINT(rest(), 1000);
+}
+
+/* Many connect, or somebody works hard for a moment. */
+TEST(one_long_wait_ends_nothing)
+{
+	unsigned i;
+
+	begin();
+	for (i = 0; i < 10; i++) {
+		EXPECT_TRUE(later(100, 5000));
+		EXPECT_TRUE(later(100, 300));
+	}
 }
 
 TEST(a_trial_that_fails_at_once_makes_the_next_one_wait_longer)
 {
-	static const uint64_t rests[] = { 5000,  10000, 20000,
-					  40000, 60000, 60000 };
+	static const uint64_t rests[] = { 1000,  2000,  4000,  8000,
+					  16000, 32000, 64000, 64000 };
 	unsigned i;
 
 	begin();
-	for (i = 0; i < 6; i++) {
+	for (i = 0; i < 8; i++) {
+		EXPECT_TRUE(later(100, 3000));
 		EXPECT_FALSE(later(100, 3000));
 		EXPECT_UINT(rest(), rests[i]);
 	}
 	/* Until one lasted. */
 	for (i = 0; i < 20; i++)
 		EXPECT_TRUE(later(100, 100));
+	EXPECT_TRUE(later(100, 3000));
 	EXPECT_FALSE(later(100, 3000));
-	EXPECT_UINT(rest(), 5000);
+	EXPECT_UINT(rest(), 1000);
 }
 
 /* An idle node is woken a few times: what it waited adds up. */
@@ -79,11 +95,13 @@ TEST(few_slices_are_looked_at_together)
 	begin();
 	EXPECT_TRUE(later(3, 5000));
 	EXPECT_TRUE(later(4, 5000));
-	EXPECT_FALSE(later(1, 5000));
+	EXPECT_TRUE(later(1, 5000));
+	EXPECT_FALSE(later(8, 5000));
 	begin();
 	EXPECT_TRUE(later(0, 0));
 	EXPECT_TRUE(later(7, 5000));
 	EXPECT_TRUE(later(100, 100));
+	EXPECT_TRUE(later(8, 5000));
 }
 
 /* The real thing. */
