@@ -811,6 +811,13 @@ void net_mend_all(struct net *n)
 		}
 }
 
+void net_calm(struct net *n, uint32_t spike_ms)
+{
+	PRE(spike_ms > 0);
+	if (n->cfg.spike_ms > spike_ms)
+		n->cfg.spike_ms = spike_ms;
+}
+
 void net_clog(struct net *n, unsigned from, unsigned to, uint32_t ms)
 {
 	n->clogged_ns[from][to] = world_now_ns(n->w) + ms * MS;

@@ -70,6 +70,8 @@ void net_down(struct net *n, unsigned node, bool dark);
 void net_cut(struct net *n, unsigned from, unsigned to);
 void net_mend(struct net *n, unsigned from, unsigned to);
 void net_mend_all(struct net *n);
+/* From here no message is late by more. */
+void net_calm(struct net *n, uint32_t spike_ms);
 /* Between two nodes the link for calls and snapshots is refused, until all is
  * mended. */
 void net_refuse_bulk(struct net *n, unsigned a, unsigned b);

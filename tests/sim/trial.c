@@ -795,6 +795,8 @@ static bool heal(struct trial *r, uint32_t *core_set)
 
 	r->chaos = false;
 	faults_end(r->faults);
+	/* What comes later than a follower waits for ends leaderships. */
+	net_calm(r->net, r->swarm.core.election_ms / 2);
 	load_stop(r->load);
 	*core_set = draw_core(r);
 	trial_trace(r, "heals: nodes %x", *core_set);
