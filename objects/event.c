@@ -948,7 +948,9 @@ static void bring_in_all(struct event *ev, uint64_t mark)
 	}
 	o->memory_rows = (uint32_t)((int64_t)o->memory_rows + st->memory_rows);
 	if (memory) {
-		ev->touched = true;
+		/* It goes with the owner, but until then others see it. */
+		if (!MUTANT(memory_refused))
+			ev->wrote = true;
 		drop_full(o, 1 + 2 * st->memory_rows, ev->now_ns);
 	}
 }

@@ -813,7 +813,6 @@ static void event_init(struct space *s, struct event *ev)
 	ev->term = s->epoch;
 	ev->retry_after_ms = -1;
 	ev->wrote = false;
-	ev->touched = false;
 	ev->dirty = false;
 	ev->lagging = false;
 	ev->suspending = false;
@@ -1463,7 +1462,6 @@ static void event_promote(struct event *ev, enum event_state state)
 	heir->loads = ev->loads;
 	heir->durability_now = ev->durability_now;
 	heir->wrote = ev->wrote;
-	heir->touched = ev->touched;
 	heir->dirty = ev->dirty;
 	heir->suspending = ev->suspending;
 	heir->recorded = ev->recorded;
@@ -1486,9 +1484,8 @@ void event_cancel(struct event *ev, enum rc rc)
 	PRE(rc == RC_CANCELLED || rc == RC_DEADLINE);
 	if (!event_take_out(ev))
 		return;
-	/* The one it joined may have done it under its key; what it did in
-	 * memory stays done while this owner is there. */
-	if (state == EVENT_JOINED || ev->touched)
+	/* The one it joined may have done it under its key. */
+	if (state == EVENT_JOINED)
 		ev->wrote = true;
 	if (!LIST_EMPTY(&ev->joined)) {
 		event_promote(ev, state);
@@ -1578,9 +1575,6 @@ static void lost_event(struct event *ev)
 		j->wrote = true;
 		event_abort(j, RC_NOT_OWNER, abort_text(RC_NOT_OWNER, true));
 	}
-	/* What it did in memory is lost, but others may have seen it. */
-	if (!MUTANT(memory_refused) && ev->touched)
-		ev->wrote = true;
 	event_abort(ev, RC_NOT_OWNER, abort_text(RC_NOT_OWNER, ev->wrote));
 }
 

@@ -131,8 +131,7 @@ struct event {
 	uint16_t loads;
 	uint8_t state;
 	uint8_t durability_now;
-	bool wrote;   /* Something of it is proposed or has left. */
-	bool touched; /* It changed rows in memory, which go with the owner. */
+	bool wrote;   /* Something of it is proposed, in memory or has left. */
 	bool dirty;   /* More of it than its key's record. */
 	bool ticked;  /* It was shown an expiry between F and now. */
 	bool lagging; /* Its gate is that of `lagged` and `memory`. */
