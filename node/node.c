@@ -183,7 +183,6 @@ static void rpc_closed(void *arg)
 	uv_close((uv_handle_t *)&node->sighup, signal_closed);
 	if (node->metrics != NULL)
 		metrics_close(node->metrics);
-	preempt_stop(&node->preempt);
 	env_uv_close(&node->env, env_closed);
 }
 
@@ -218,6 +217,7 @@ static void node_stop(struct node *node)
 	LOG_INFO("node_stopping", F("node", node->cfg->node_name));
 	supervisor_tell("STOPPING=1");
 	rpc_stop_listening(node->rpc);
+	preempt_stop(&node->preempt);
 	core_close(node->core, core_closed, node);
 }
 
@@ -564,6 +564,16 @@ static enum rc node_open(struct node *node, bool format, struct detail *why)
 	return rc;
 }
 
+static uint64_t node_refused(const void *arg)
+{
+	const struct node *node = arg;
+	struct core_stats core;
+
+	CHECK_OBJ(node, NODE_MAGIC);
+	core_stats(node->core, &core);
+	return core.calls_refused + core.served_refused;
+}
+
 int node_run(const struct config *cfg, bool format)
 {
 	struct node *node = calloc(1, sizeof(*node));
@@ -589,7 +599,7 @@ int node_run(const struct config *cfg, bool format)
 		rc = node_open(node, format, &why);
 	if (rc != RC_OK)
 		give_up(rc, &why);
-	preempt_start(&node->preempt, &node->env.env);
+	preempt_start(&node->preempt, &node->env.env, node_refused, node);
 	uv_run(&node->loop, UV_RUN_DEFAULT);
 	CHECK(uv_loop_close(&node->loop) == 0);
 	if (cfg->pid_file[0] != '\0')

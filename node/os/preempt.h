@@ -9,7 +9,8 @@
  * would be the end of a slice of milliseconds, at each wake. So what the
  * threads wait is looked at four times a second, as the kernel counts it in
  * /proc/PID/task/TID/schedstat, and when it is long they preempt again for a
- * while.
+ * while. So they do while calls are refused because there are too many: whoever
+ * sends those has the cores, and what was let in would wait for him.
  *
  * Loop thread only. A process that was started with another policy than
  * SCHED_OTHER keeps it, and so does one whose kernel counts nothing.
@@ -22,10 +23,11 @@
 
 #include "node/base/env.h"
 
-/* What the kernel has counted of the threads, from their start. */
+/* Since the start: what the kernel has counted of the threads, and the node. */
 struct preempt_counts {
 	uint64_t waited_ns; /* Ready to run, and did not. */
 	uint64_t slices;    /* How often they began to. */
+	uint64_t refused;   /* Calls, because there were too many. */
 };
 
 struct preempt {
@@ -35,6 +37,8 @@ struct preempt {
 	unsigned bad;      /* Looks in a row that found long waits. */
 	uint64_t since_ms; /* `batch` is as it is since then, */
 	uint64_t rest_ms;  /* and if it is false, for so long. */
+	uint64_t (*refused)(const void *arg);
+	const void *arg;
 	struct env_timer timer;
 };
 
@@ -43,8 +47,9 @@ bool preempt_decide(struct preempt *p, uint64_t now_ms,
 		    const struct preempt_counts *now);
 
 /* For all threads that there are; later ones inherit it. It cannot fail: at
- * worst everything stays as it is. */
-void preempt_start(struct preempt *p, struct env *env);
+ * worst everything stays as it is. `refused`: the calls, so far. */
+void preempt_start(struct preempt *p, struct env *env,
+		   uint64_t (*refused)(const void *arg), const void *arg);
 void preempt_stop(struct preempt *p);
 
 #endif

@@ -13,7 +13,7 @@ static uint64_t now_ms;
 static void begin(void)
 {
 	p = (struct preempt){ .counted = false };
-	counts = (struct preempt_counts){ 7000000000u, 1000 };
+	counts = (struct preempt_counts){ 7000000000u, 1000, 50 };
 	now_ms = 5000;
 	EXPECT_TRUE(preempt_decide(&p, now_ms, &counts));
 }
@@ -43,17 +43,17 @@ TEST(short_waits_are_good)
 
 	begin();
 	for (i = 0; i < 100; i++)
-		EXPECT_TRUE(later(700, 200));
+		EXPECT_TRUE(later(700, 500));
 	EXPECT_TRUE(later(1000000, 0));
 }
 
 TEST(long_waits_end_it_for_a_while)
 {
 	begin();
-	EXPECT_TRUE(later(100, 200));
-	EXPECT_TRUE(later(100, 200));
-	EXPECT_TRUE(later(100, 201));
-	EXPECT_FALSE(later(100, 201));
+	EXPECT_TRUE(later(100, 500));
+	EXPECT_TRUE(later(100, 500));
+	EXPECT_TRUE(later(100, 501));
+	EXPECT_FALSE(later(100, 501));
 	EXPECT_UINT(rest(), 1000);
 }
 
@@ -65,7 +65,7 @@ TEST(one_long_wait_ends_nothing)
 	begin();
 	for (i = 0; i < 10; i++) {
 		EXPECT_TRUE(later(100, 5000));
-		EXPECT_TRUE(later(100, 200));
+		EXPECT_TRUE(later(100, 500));
 	}
 }
 
@@ -104,7 +104,37 @@ TEST(few_slices_are_looked_at_together)
 	EXPECT_TRUE(later(8, 5000));
 }
 
+/* Who sends too much has the cores. */
+TEST(a_flood_ends_it_until_it_is_over)
+{
+	unsigned i;
+
+	begin();
+	EXPECT_TRUE(later(100, 100));
+	for (i = 0; i < 100; i++) {
+		counts.refused++;
+		EXPECT_FALSE(later(100, 100));
+	}
+	EXPECT_UINT(rest(), 1000);
+	EXPECT_TRUE(later(100, 100));
+	/* Also where waits have ended it for longer. */
+	EXPECT_TRUE(later(100, 3000));
+	EXPECT_FALSE(later(100, 3000));
+	EXPECT_UINT(rest(), 2000);
+	EXPECT_TRUE(later(100, 3000));
+	EXPECT_FALSE(later(100, 3000));
+	counts.refused++;
+	EXPECT_FALSE(later(100, 100));
+	EXPECT_UINT(rest(), 1000);
+}
+
 /* The real thing. */
+
+static uint64_t none_refused(const void *arg)
+{
+	(void)arg;
+	return 0;
+}
 
 static void closed(struct env_uv *e)
 {
@@ -121,7 +151,7 @@ static void policy_after_start(int before, int during)
 	EXPECT_INT(sched_setscheduler(0, before, &none), 0);
 	EXPECT_INT(uv_loop_init(&loop), 0);
 	EXPECT_RC(env_uv_open(&env, &loop), RC_OK);
-	preempt_start(&real, &env.env);
+	preempt_start(&real, &env.env, none_refused, NULL);
 	EXPECT_INT(sched_getscheduler(0), during);
 	preempt_stop(&real);
 	env_uv_close(&env, closed);
