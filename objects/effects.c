@@ -108,15 +108,8 @@ static enum rc get_array(struct pack_r *r, uint32_t want)
 /* Bytes or nil, which is p == NULL; what is there has p != NULL, even empty. */
 static enum rc get_bin_or_nil(struct pack_r *r, struct pack_bytes *out)
 {
-	enum pack_type type;
-
-	if (pack_peek(r, &type) != RC_OK)
-		return RC_CORRUPT;
-	if (type == PACK_NIL) {
-		*out = (struct pack_bytes){ NULL, 0 };
-		return ours(pack_get_nil(r));
-	}
-	return ours(pack_get_bin(r, out));
+	*out = (struct pack_bytes){ NULL, 0 };
+	return pack_get_nil(r) == RC_OK ? RC_OK : ours(pack_get_bin(r, out));
 }
 
 /* Numbers that SQLite will hold are at most INT64_MAX. */

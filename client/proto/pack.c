@@ -355,6 +355,71 @@ enum rc pack_skip(struct pack_r *r, struct pack_bytes *out)
 	return RC_OK;
 }
 
+/* Nearly everything is short, and these forms of it are read without the table
+ * of forms: parsing was a fifth of what a replica needs to apply an entry. */
+
+static inline size_t bytes_left(const struct pack_r *r)
+{
+	return (size_t)(r->end - r->at);
+}
+
+static inline bool short_u64(struct pack_r *r, uint64_t *v)
+{
+	size_t n = bytes_left(r);
+
+	if (n >= 1 && r->at[0] < 0x80) {
+		*v = r->at[0];
+		r->at += 1;
+		return true;
+	}
+	if (n >= 9 && r->at[0] == 0xcf) {
+		*v = big_endian(r->at + 1, 8);
+		r->at += 9;
+		return true;
+	}
+	return false;
+}
+
+static inline bool short_str(struct pack_r *r, struct pack_bytes *v)
+{
+	size_t n = bytes_left(r);
+	size_t body;
+
+	if (n < 1 || (r->at[0] & 0xe0) != 0xa0)
+		return false;
+	body = r->at[0] & 0x1f;
+	if (n - 1 < body)
+		return false;
+	*v = (struct pack_bytes){ r->at + 1, body };
+	r->at += 1 + body;
+	return true;
+}
+
+static inline bool short_bin(struct pack_r *r, struct pack_bytes *v)
+{
+	size_t n = bytes_left(r);
+	size_t body;
+
+	if (n < 2 || r->at[0] != 0xc4)
+		return false;
+	body = r->at[1];
+	if (n - 2 < body)
+		return false;
+	*v = (struct pack_bytes){ r->at + 2, body };
+	r->at += 2 + body;
+	return true;
+}
+
+/* Of an array (`form` 0x90) or a map (0x80). */
+static inline bool short_count(struct pack_r *r, uint8_t form, uint32_t *n)
+{
+	if (bytes_left(r) < 1 || (r->at[0] & 0xf0) != form)
+		return false;
+	*n = r->at[0] & 0x0f;
+	r->at += 1;
+	return true;
+}
+
 /* The next token when it is of `type`. */
 static inline enum rc next_typed(struct pack_r *r, enum pack_type type,
 				 struct pack_val *v)
@@ -372,6 +437,8 @@ enum rc pack_get_u64(struct pack_r *r, uint64_t *v)
 	struct pack_r copy = *r;
 	struct pack_val val;
 
+	if (short_u64(r, v))
+		return RC_OK;
 	if (next_typed(&copy, PACK_INT, &val) != RC_OK || val.neg)
 		return RC_INVALID;
 	*v = val.u;
@@ -415,19 +482,19 @@ static enum rc get_bytes(struct pack_r *r, enum pack_type type,
 
 enum rc pack_get_str(struct pack_r *r, struct pack_bytes *v)
 {
-	return get_bytes(r, PACK_STR, v);
+	return short_str(r, v) ? RC_OK : get_bytes(r, PACK_STR, v);
 }
 
 enum rc pack_get_bin(struct pack_r *r, struct pack_bytes *v)
 {
-	return get_bytes(r, PACK_BIN, v);
+	return short_bin(r, v) ? RC_OK : get_bytes(r, PACK_BIN, v);
 }
 
 enum rc pack_get_bytes(struct pack_r *r, struct pack_bytes *v)
 {
-	if (get_bytes(r, PACK_STR, v) == RC_OK)
+	if (pack_get_str(r, v) == RC_OK)
 		return RC_OK;
-	return get_bytes(r, PACK_BIN, v);
+	return pack_get_bin(r, v);
 }
 
 static enum rc get_count(struct pack_r *r, enum pack_type type, uint32_t *n)
@@ -442,19 +509,20 @@ static enum rc get_count(struct pack_r *r, enum pack_type type, uint32_t *n)
 
 enum rc pack_get_array(struct pack_r *r, uint32_t *n)
 {
-	return get_count(r, PACK_ARRAY, n);
+	return short_count(r, 0x90, n) ? RC_OK : get_count(r, PACK_ARRAY, n);
 }
 
 enum rc pack_get_map(struct pack_r *r, uint32_t *n)
 {
-	return get_count(r, PACK_MAP, n);
+	return short_count(r, 0x80, n) ? RC_OK : get_count(r, PACK_MAP, n);
 }
 
 enum rc pack_get_nil(struct pack_r *r)
 {
-	struct pack_val val;
-
-	return next_typed(r, PACK_NIL, &val);
+	if (bytes_left(r) < 1 || r->at[0] != 0xc0)
+		return RC_INVALID;
+	r->at += 1;
+	return RC_OK;
 }
 
 /* ---------------------------------------------------------------- writing */
