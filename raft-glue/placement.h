@@ -18,6 +18,32 @@
 void placement_id(const uint8_t key[HASH_KEY_BYTES], struct pack_bytes tenant,
 		  struct pack_bytes env, struct pack_bytes cls,
 		  struct pack_bytes name, struct oid *out);
+
+/* Ids of addresses that were asked for lately, because an id costs half a
+ * microsecond, and a call is for one that was called before. An address that
+ * does not fit is hashed each time; two that meet in a slot drive each other
+ * out, so whoever chooses addresses that do has slower calls. */
+#define PLACED       4096u
+#define PLACED_BYTES 75u
+
+struct placed {
+	uint8_t n[4]; /* Of tenant, environment, class and name; {0}: none. */
+	uint8_t bytes[PLACED_BYTES];
+	uint8_t unused;
+	struct oid id;
+};
+
+/* Zeroed at first. For one key only. */
+struct placements {
+	struct placed placed[PLACED];
+};
+
+/* As placement_id. */
+void placements_id(struct placements *p, const uint8_t key[HASH_KEY_BYTES],
+		   struct pack_bytes tenant, struct pack_bytes env,
+		   struct pack_bytes cls, struct pack_bytes name,
+		   struct oid *out);
+
 uint32_t placement_shard(const uint8_t key[HASH_KEY_BYTES],
 			 const struct oid *id, uint32_t shards);
 

@@ -180,6 +180,7 @@ struct call_table {
 	uint64_t without_ms[SHARDS_MAX]; /* Since when a shard has no owner; 0:
 					  * it has, or had just now. */
 	struct calls wheel[WHEEL_SLOTS];
+	struct placements placements;
 };
 
 static void call_expire(struct call *c);
@@ -667,8 +668,9 @@ static enum rc call_bind(struct call *c)
 				  "class %s does not offer that choice",
 				  ev->cls->name);
 	if (!c->addr.by_id)
-		placement_id(id->hash_key, c->addr.tenant, c->addr.env,
-			     c->addr.cls, c->addr.name, &c->addr.oid);
+		placements_id(&core_calls(c->core)->placements, id->hash_key,
+			      c->addr.tenant, c->addr.env, c->addr.cls,
+			      c->addr.name, &c->addr.oid);
 	ev->oid = c->addr.oid;
 	ev->tenant = c->addr.tenant;
 	ev->env = c->addr.env;

@@ -55,6 +55,44 @@ TEST(every_part_counts)
 	}
 }
 
+/* Whatever was asked for before, and also where two meet in a slot. */
+TEST(remembered_ids_are_the_same)
+{
+	static struct placements p;
+	static const char text[] = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+				   "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+				   "aaaaaaaaaa";
+	struct pack_bytes part[4];
+	struct oid want;
+	struct oid got;
+	unsigned i;
+	unsigned k;
+
+	for (i = 0; i < 3 * 20 * 20; i++) {
+		for (k = 0; k < 4; k++)
+			part[k] = bytes_of(text);
+		part[0].n = i % 3;
+		part[1].n = 2 - i % 3;
+		part[2].n = i / 3 % 20;
+		part[3].n = i / 60 * 4;
+		placement_id(key, part[0], part[1], part[2], part[3], &want);
+		for (k = 0; k < 2; k++) {
+			placements_id(&p, key, part[0], part[1], part[2],
+				      part[3], &got);
+			EXPECT_MEM(got.b, want.b, OID_BYTES);
+		}
+	}
+	for (i = 0; i < 2 * 20000; i++) {
+		char name[16];
+
+		snprintf(name, sizeof(name), "%u", i % 20000);
+		want = id_of(key, "t", "e", "kv", name);
+		placements_id(&p, key, bytes_of("t"), bytes_of("e"),
+			      bytes_of("kv"), bytes_of(name), &got);
+		EXPECT_MEM(got.b, want.b, OID_BYTES);
+	}
+}
+
 TEST(the_key_decides)
 {
 	uint8_t other[HASH_KEY_BYTES];
