@@ -8,9 +8,10 @@
  * is as long as those others wait soon. Beside a program that only computes, it
  * would be the end of a slice of milliseconds, at each wake. So what the
  * threads wait is looked at four times a second, as the kernel counts it in
- * /proc/PID/task/TID/schedstat, and when it is long they preempt again for a
- * while. So they do while calls are refused because there are too many: whoever
- * sends those has the cores, and what was let in would wait for him.
+ * /proc/PID/task/TID/schedstat, and when it is many times what they run they
+ * preempt again for a while. So they do while calls are refused because there
+ * are too many: whoever sends those has the cores, and what was let in would
+ * wait for him.
  *
  * Loop thread only. A process that was started with another policy than
  * SCHED_OTHER keeps it, and so does one whose kernel counts nothing.
@@ -25,6 +26,7 @@
 
 /* Since the start: what the kernel has counted of the threads, and the node. */
 struct preempt_counts {
+	uint64_t ran_ns;
 	uint64_t waited_ns; /* Ready to run, and did not. */
 	uint64_t slices;    /* How often they began to. */
 	uint64_t refused;   /* Calls, because there were too many. */

@@ -13,17 +13,19 @@ static uint64_t now_ms;
 static void begin(void)
 {
 	p = (struct preempt){ .counted = false };
-	counts = (struct preempt_counts){ 7000000000u, 1000, 50 };
+	counts = (struct preempt_counts){ 9000000000u, 7000000000u, 1000, 50 };
 	now_ms = 5000;
 	EXPECT_TRUE(preempt_decide(&p, now_ms, &counts));
 }
 
-/* A quarter of a second later, each time with so much waiting. */
+/* A quarter of a second later: so many turns of 0.1 ms, and before each of them
+ * so much waiting. */
 static bool later(uint64_t slices, uint64_t waited_us)
 {
 	now_ms += 250;
 	counts.slices += slices;
 	counts.waited_ns += slices * waited_us * 1000;
+	counts.ran_ns += slices * 100000;
 	return preempt_decide(&p, now_ms, &counts);
 }
 
@@ -43,17 +45,17 @@ TEST(short_waits_are_good)
 
 	begin();
 	for (i = 0; i < 100; i++)
-		EXPECT_TRUE(later(700, 500));
+		EXPECT_TRUE(later(700, 600));
 	EXPECT_TRUE(later(1000000, 0));
 }
 
 TEST(long_waits_end_it_for_a_while)
 {
 	begin();
-	EXPECT_TRUE(later(100, 500));
-	EXPECT_TRUE(later(100, 500));
-	EXPECT_TRUE(later(100, 501));
-	EXPECT_FALSE(later(100, 501));
+	EXPECT_TRUE(later(100, 600));
+	EXPECT_TRUE(later(100, 600));
+	EXPECT_TRUE(later(100, 601));
+	EXPECT_FALSE(later(100, 601));
 	EXPECT_UINT(rest(), 1000);
 }
 
@@ -65,7 +67,7 @@ TEST(one_long_wait_ends_nothing)
 	begin();
 	for (i = 0; i < 10; i++) {
 		EXPECT_TRUE(later(100, 5000));
-		EXPECT_TRUE(later(100, 500));
+		EXPECT_TRUE(later(100, 600));
 	}
 }
 
