@@ -119,7 +119,7 @@
 #define STATE_VERIFY_PAGES 1024u       /* Pages verified before loads go on. */
 #define LOAD_PAGE_BYTES_MAX (4u << 20) /* Rows of one page of a load. */
 #define LAG_MS_DEFAULT 100u            /* What `lagged` may lose. */
-#define LAG_GATHER_MS 10u              /* Lagged effects wait for others so long. */
+#define LAG_GATHER_MS 20u              /* Lagged effects wait for others so long. */
 #define LAG_GATHER_BYTES (64u << 10)   /* or until they are this much, of a shard. */
 
 /* Class bounds. */
