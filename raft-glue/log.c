@@ -458,16 +458,19 @@ static enum rc create_abandon(struct writer *w, enum rc rc, struct detail *why)
 }
 
 /* The reserve is for the states: without room for them what the log holds
- * cannot be brought there, and no segment is ever free again. But with less
- * than two segments nothing can be recycled either. */
+ * cannot be brought there, and no segment is ever free again. With less than
+ * two segments nothing can be recycled either, so the second may take half of
+ * it; with the other half gone too, a state that has to write ends the node,
+ * and that at each start. */
 static bool create_room(struct writer *w)
 {
+	uint64_t keep = w->cfg->reserve_bytes;
 	struct disk_space space;
 
-	return w->cfg->reserve_bytes == 0 || w->total < 2 ||
-	       disk_space(w->disk, &space) != RC_OK ||
-	       space.bytes_free >=
-		       w->cfg->reserve_bytes + w->cfg->segment_bytes;
+	if (w->total < 2)
+		keep /= 2;
+	return keep == 0 || disk_space(w->disk, &space) != RC_OK ||
+	       space.bytes_free >= keep + w->cfg->segment_bytes;
 }
 
 /* RC_AGAIN: there is no room. */

@@ -27,8 +27,9 @@ struct log_config {
 	uint8_t cluster_id[16];
 	uint64_t node_id;
 	/* The log makes no third or further segment that would leave the disk
-	 * less room than this: it recycles instead. 0: only a full disk stops
-	 * it. */
+	 * less room than this: it recycles instead. No second one that would
+	 * leave half of it: it stalls instead when the first is full. 0: only
+	 * a full disk stops it. */
 	uint64_t reserve_bytes;
 };
 

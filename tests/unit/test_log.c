@@ -698,6 +698,32 @@ TEST(the_reserve_is_not_for_segments)
 	end();
 }
 
+/* It has the first segment only, and what is left is for the states. */
+TEST(the_second_segment_leaves_half_of_the_reserve)
+{
+	uint64_t first;
+	unsigned i;
+
+	begin(36, 1, SEG, 16);
+	rig_close(&rig);
+	first = world_used(rig.w, rig.node);
+	rig.cfg.reserve_bytes = 4 * SEG;
+	world_capacity(rig.w, rig.node, first + SEG + 2 * SEG - 4096);
+	EXPECT_RC(rig_open(&rig), RC_OK);
+	for (i = 0; !log_stalled(rig.log); i++) {
+		(void)rig_next(&rig, 0, 700);
+		world_run_until(rig.w, world_now_ms(rig.w) + 10);
+		EXPECT_TRUE(i < 100);
+	}
+	EXPECT_UINT(log_bytes(), SEG);
+	EXPECT_UINT(world_used(rig.w, rig.node), first);
+	world_capacity(rig.w, rig.node, first + SEG + 2 * SEG);
+	rig_settle(&rig);
+	EXPECT_UINT(log_bytes(), 2 * SEG);
+	reopen();
+	end();
+}
+
 TEST(no_room_while_a_segment_is_zeroed_is_undone)
 {
 	struct world_fault none = { .kind = WORLD_NO_SPACE,
