@@ -318,7 +318,7 @@ static void free_the_log(struct bridge *b)
 {
 	struct storage *st = b->storage;
 
-	if (!storage_checkpointing(st) &&
+	if (!MUTANT(full_asks_once) && !storage_checkpointing(st) &&
 	    storage_checkpointed(st) < storage_applied(st))
 		storage_checkpoint(st);
 }

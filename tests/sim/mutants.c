@@ -244,6 +244,10 @@ static const struct row rows[MUTANTS] = {
 	    "unit/test_bridge a_stronger_effect_takes_gathered_ones_along"),
 	ROW(gather_dropped, NONE,
 	    "unit/test_bridge a_close_brings_gathered_effects_along"),
+	ALONE(full_asks_once,
+	      "unit/test_bridge a_full_log_is_freed_by_whom_it_refuses",
+	      "what the log asked for must come to nothing, once in a long "
+	      "run"),
 	ROW(gate_own_only, NONE,
 	    "unit/test_object a_read_of_what_is_not_committed_waits_for_it"),
 	ROW(memory_refused, OWNERS,

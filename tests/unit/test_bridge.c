@@ -120,21 +120,35 @@ TEST(an_expiry_costs_one_tick)
 	rig_end();
 }
 
-/* Many times what the log holds goes through it. */
-TEST(the_log_is_trimmed_behind_what_is_checkpointed)
+/* Two shards, and a log of four segments. */
+static void small_log(uint64_t seed)
 {
-	static char args[60100];
-	unsigned refused = 0;
-	unsigned i;
-
-	rig_new(5);
+	rig_new(seed);
 	rig.id.shards = 2;
 	rig.cfg.log_bytes_max = 4 * SEGMENT_BYTES_MIN;
 	rig_format();
 	rig_boot();
-	i = (unsigned)snprintf(args, sizeof(args), "{'key':'k','value':'");
-	memset(args + i, 'v', 60000);
-	memcpy(args + i + 60000, "'}", 3);
+}
+
+static const char *large_put(void)
+{
+	static char args[60100];
+	int n = snprintf(args, sizeof(args), "{'key':'k','value':'");
+
+	memset(args + n, 'v', 60000);
+	memcpy(args + n + 60000, "'}", 3);
+	return args;
+}
+
+/* Many times what the log holds goes through it. */
+TEST(the_log_is_trimmed_behind_what_is_checkpointed)
+{
+	const char *args;
+	unsigned refused = 0;
+	unsigned i;
+
+	small_log(5);
+	args = large_put();
 	for (i = 0; i < 300; i++) {
 		char address[32];
 		struct told *t;
@@ -155,6 +169,60 @@ TEST(the_log_is_trimmed_behind_what_is_checkpointed)
 	rig_kill();
 	rig_boot();
 	EXPECT_RC(rig_ask("kv/1", "get", "{'key':'k'}", NULL)->rc, RC_OK);
+	rig_end();
+}
+
+static uint64_t last_of(uint32_t shard)
+{
+	return shard_last_index(bridge_shard(core_bridge(rig.core, shard)));
+}
+
+/* An object of this shard, with an entry there. */
+static void object_of(uint32_t shard, char *address, size_t bytes)
+{
+	uint64_t before = last_of(shard);
+	unsigned i;
+
+	for (i = 0; last_of(shard) == before; i++) {
+		EXPECT_TRUE(i < 100);
+		snprintf(address, bytes, "kv/%u", i);
+		EXPECT_RC(rig_ask(address, "put", large_put(), NULL)->rc,
+			  RC_OK);
+	}
+}
+
+/* What the log asked of a shard may have come to nothing. It asks once; the
+ * next call that it stops asks again. */
+TEST(a_full_log_is_freed_by_whom_it_refuses)
+{
+	char pinning[32];
+	char other[32];
+	struct log *log;
+	struct told *t;
+	unsigned i;
+
+	small_log(6);
+	log = core_log(rig.core);
+	object_of(1, pinning, sizeof(pinning));
+	object_of(0, other, sizeof(other));
+	log_listen(log, 1, NULL);
+	for (i = 0; !log_full(log, 1); i++) {
+		EXPECT_TRUE(i < 1000);
+		t = rig_ask(other, "put", large_put(), NULL);
+		if (t->rc != RC_OVERLOADED)
+			EXPECT_RC(t->rc, RC_OK);
+		rig_forget_calls();
+		rig_pass(200);
+	}
+	rig_pass(10000);
+	EXPECT_TRUE(log_full(log, 1));
+	EXPECT_RC(rig_ask(pinning, "put", large_put(), NULL)->rc,
+		  RC_OVERLOADED);
+	rig_pass(1000);
+	EXPECT_FALSE(log_full(log, 1));
+	rig_kill();
+	rig_boot();
+	EXPECT_RC(rig_ask(pinning, "get", "{'key':'k'}", NULL)->rc, RC_OK);
 	rig_end();
 }
 
