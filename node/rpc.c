@@ -152,6 +152,7 @@ struct rpc {
 	uint64_t next_number;
 	uint64_t next_id;
 	uint64_t refused_log_ms;
+	uint64_t unaccepted_log_ms;
 	uint64_t refused_unsaid;
 	struct pack_w overloaded; /* What follows the id of a refusal. */
 	size_t overloaded_id_at;  /* Its request id. */
@@ -1577,6 +1578,18 @@ static void conn_accepted(struct conn *c)
 	conn_close(c);
 }
 
+/* Without descriptors it is told of each try of libuv's, at once. */
+static void log_unaccepted(struct rpc *rpc, int status)
+{
+	uint64_t now = env_now_ms(rpc->env);
+
+	if (rpc->unaccepted_log_ms != 0 &&
+	    now - rpc->unaccepted_log_ms < REFUSED_LOG_MS)
+		return;
+	LOG_WARN("accept_failed", F("why", uv_strerror(status)));
+	rpc->unaccepted_log_ms = now;
+}
+
 static void rpc_accept(uv_stream_t *server, int status)
 {
 	struct listener *l = server->data;
@@ -1586,7 +1599,7 @@ static void rpc_accept(uv_stream_t *server, int status)
 
 	CHECK_OBJ(rpc, RPC_MAGIC);
 	if (status < 0) {
-		LOG_WARN("accept_failed", F("why", uv_strerror(status)));
+		log_unaccepted(rpc, status);
 		return;
 	}
 	if (!secure || handshake_room(rpc))

@@ -1486,6 +1486,12 @@ bool log_full(const struct log *log, uint32_t shard)
 	return log->stalled || (log->view.full && shard_pins(log, shard));
 }
 
+uint64_t log_room(const struct log *log)
+{
+	CHECK_OBJ(log, LOG_MAGIC);
+	return log->view.segments < 2 ? log->cfg.segment_bytes : 0;
+}
+
 uint64_t log_unsynced_bytes(const struct log *log)
 {
 	CHECK_OBJ(log, LOG_MAGIC);

@@ -138,6 +138,9 @@ void log_floor(struct log *log, uint32_t shard, uint64_t index);
  * no segment is free at all): the owner answers OVERLOADED until its floor has
  * moved. Appends are still taken; they become durable when there is room. */
 bool log_full(const struct log *log, uint32_t shard);
+/* Bytes of disk without which the log stalls when its head is full: a segment
+ * while it has only one, else 0. */
+uint64_t log_room(const struct log *log);
 
 /* No segment is free: what was appended waits for room, as long as it takes. */
 bool log_stalled(const struct log *log);

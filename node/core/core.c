@@ -432,6 +432,8 @@ static uint64_t space_needed(const struct core *core, bool was)
 
 	if (was)
 		n += n / 4;
+	if (n > 0 && core->log != NULL && !MUTANT(second_segment_uncounted))
+		n += log_room(core->log);
 	for (i = 0; i < core->id.shards; i++)
 		if (n > 0 && core->bridges[i] != NULL)
 			n += storage_room(bridge_storage(core->bridges[i]));

@@ -1,6 +1,7 @@
 #include "node/os/preempt.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <sched.h>
@@ -39,6 +40,13 @@ static void give_up(struct preempt *p, uint64_t now_ms)
 	turn_to(p, now_ms, false);
 }
 
+/* Until so long after now, or as long as it was to be anyway. */
+static void rest_on(struct preempt *p, uint64_t now_ms)
+{
+	if (p->since_ms + p->rest_ms < now_ms + REST_MIN_MS)
+		p->since_ms = now_ms + REST_MIN_MS - p->rest_ms;
+}
+
 bool preempt_decide(struct preempt *p, uint64_t now_ms,
 		    const struct preempt_counts *now)
 {
@@ -50,8 +58,10 @@ bool preempt_decide(struct preempt *p, uint64_t now_ms,
 		p->counted = true;
 		turn_to(p, now_ms, true);
 	} else if (now->refused > p->last.refused) {
-		p->rest_ms = REST_MIN_MS;
-		turn_to(p, now_ms, false);
+		if (p->batch)
+			give_up(p, now_ms);
+		else
+			rest_on(p, now_ms);
 	} else if (!p->batch) {
 		if (now_ms - p->since_ms >= p->rest_ms)
 			turn_to(p, now_ms, true);
@@ -66,8 +76,8 @@ bool preempt_decide(struct preempt *p, uint64_t now_ms,
 	return p->batch;
 }
 
-/* Of one thread. */
-static void counts_add(struct preempt_counts *c, int tasks, const char *tid)
+/* Of one thread, unless it has ended. False: it could not be looked at. */
+static bool counts_add(struct preempt_counts *c, int tasks, const char *tid)
 {
 	uint64_t waited_ns;
 	uint64_t ran_ns;
@@ -79,18 +89,19 @@ static void counts_add(struct preempt_counts *c, int tasks, const char *tid)
 	(void)snprintf(text, sizeof(text), "%.20s/schedstat", tid);
 	fd = openat(tasks, text, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
-		return;
+		return errno == ENOENT;
 	n = read(fd, text, sizeof(text) - 1);
 	(void)close(fd);
 	if (n <= 0)
-		return;
+		return n < 0 && errno == ESRCH;
 	text[n] = '\0';
 	if (sscanf(text, "%" SCNu64 " %" SCNu64 " %" SCNu64, &ran_ns,
 		   &waited_ns, &slices) != 3)
-		return;
+		return false;
 	c->ran_ns += ran_ns;
 	c->waited_ns += waited_ns;
 	c->slices += slices;
+	return true;
 }
 
 static void policy_set(const char *tid, bool batch)
@@ -101,38 +112,41 @@ static void policy_set(const char *tid, bool batch)
 				 batch ? SCHED_BATCH : SCHED_OTHER, &none);
 }
 
-/* All threads: what they have counted, or what they are to be from now on. */
-static void each_thread(struct preempt_counts *counts, bool batch)
+/* All threads: what they have counted, or what they are to be from now on.
+ * False: not of all of them. */
+static bool each_thread(struct preempt_counts *counts, bool batch)
 {
 	const struct dirent *e;
 	DIR *dir = opendir("/proc/self/task");
+	bool all = dir != NULL;
 
-	if (dir == NULL)
-		return;
-	while ((e = readdir(dir)) != NULL)
+	while (all && (e = readdir(dir)) != NULL)
 		if (e->d_name[0] == '.')
 			continue;
 		else if (counts != NULL)
-			counts_add(counts, dirfd(dir), e->d_name);
+			all = counts_add(counts, dirfd(dir), e->d_name);
 		else
 			policy_set(e->d_name, batch);
-	(void)closedir(dir);
+	if (dir != NULL)
+		(void)closedir(dir);
+	return all;
 }
 
 static void look(struct env_timer *t)
 {
 	struct preempt *p = CONTAINER_OF(t, struct preempt, timer);
 	uint64_t now_ms = env_now_ms(t->env);
-	bool was = p->counted && p->batch;
 	struct preempt_counts now = { 0 };
+	bool looked = each_thread(&now, false);
 
-	each_thread(&now, false);
 	now.refused = p->refused(p->arg);
-	/* This thread has run. */
-	if (now.slices == 0)
+	/* This thread has run: here the kernel does not count. */
+	if (looked && now.slices == 0)
 		return;
-	if (preempt_decide(p, now_ms, &now) != was)
-		each_thread(NULL, p->batch);
+	/* Later it was a descriptor that was missing, which comes back. */
+	if (looked && preempt_decide(p, now_ms, &now) != p->set &&
+	    each_thread(NULL, p->batch))
+		p->set = p->batch;
 	env_timer_start(t, now_ms + LOOK_MS);
 }
 

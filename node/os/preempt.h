@@ -34,6 +34,7 @@ struct preempt_counts {
 
 struct preempt {
 	bool batch;   /* What is wanted now. Private, as all below. */
+	bool set;     /* What all threads are. */
 	bool counted; /* `last` is there. */
 	struct preempt_counts last;
 	unsigned bad;      /* Looks in a row that found long waits. */

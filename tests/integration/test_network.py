@@ -143,6 +143,17 @@ def test_dk8_no_more_descriptors():
         after = n.client()
         call_until(after, "kv/nw", "incr", {"key": "n"})
         after.close()
+        # Not even the one that libuv keeps for this: it tries again at once.
+        resource.prlimit(n.pid, resource.RLIMIT_NOFILE, (3, old[1]))
+        try:
+            late.append(n.client(2))
+        except OSError:
+            pass
+        n.wait_event("accept_failed")
+        resource.prlimit(n.pid, resource.RLIMIT_NOFILE, old)
+        call_until(before, "kv/nw", "incr", {"key": "n"})
+        said = sum('"accept_failed"' in line for line in n.lines)
+        assert said < 100, said
         before.close()
         assert n.stop() == 0, n.lines[-4:]
 

@@ -244,6 +244,9 @@ static const struct row rows[MUTANTS] = {
 	    "unit/test_bridge a_stronger_effect_takes_gathered_ones_along"),
 	ROW(gather_dropped, NONE,
 	    "unit/test_bridge a_close_brings_gathered_effects_along"),
+	ALONE(second_segment_uncounted,
+	      "unit/test_core room_for_a_second_segment_is_not_for_growth",
+	      "a log has its second segment before a trial's disk is full"),
 	ALONE(full_asks_once,
 	      "unit/test_bridge a_full_log_is_freed_by_whom_it_refuses",
 	      "what the log asked for must come to nothing, once in a long "

@@ -560,6 +560,31 @@ TEST(a_full_disk_stops_growth_and_not_deletes)
 	rig_end();
 }
 
+/* A log that has one segment keeps room for the states free when it makes its
+ * second. Without room for both there is none for growth: else the log would
+ * stall when the first is full, without a word, and deletes with it. */
+TEST(room_for_a_second_segment_is_not_for_growth)
+{
+	struct log_stats log;
+
+	rig_new(71);
+	rig.id.shards = 1;
+	rig.id.segment_bytes = 4 * SEGMENT_BYTES_MIN;
+	rig.cfg.reserve_bytes = SEGMENT_BYTES_MIN;
+	rig_format();
+	world_capacity(rig.w, 0, world_used(rig.w, 0) + 3 * SEGMENT_BYTES_MIN);
+	rig_boot();
+	rig_pass(3000);
+	log_stats(core_log(rig.core), &log);
+	EXPECT_UINT(log.segments, 1);
+	EXPECT_RC(put_bytes("kv/a", "x", 1000)->rc, RC_NO_SPACE);
+	EXPECT_RC(rig_ask("kv/a", "delete", "{'key':'x'}", NULL)->rc, RC_OK);
+	world_capacity(rig.w, 0, (uint64_t)1 << 40);
+	rig_pass(3000);
+	EXPECT_RC(put_bytes("kv/a", "x", 1000)->rc, RC_OK);
+	rig_end();
+}
+
 TEST(the_same_seed_is_the_same_run)
 {
 	uint64_t hash[2];

@@ -1,6 +1,7 @@
 #include "node/os/preempt.h"
 
 #include <sched.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "node/os/env_uv.h"
@@ -125,9 +126,26 @@ TEST(a_flood_ends_it_until_it_is_over)
 	EXPECT_UINT(rest(), 2000);
 	EXPECT_TRUE(later(100, 3000));
 	EXPECT_FALSE(later(100, 3000));
+	/* A rest that is longer goes on. */
 	counts.refused++;
 	EXPECT_FALSE(later(100, 100));
-	EXPECT_UINT(rest(), 1000);
+	EXPECT_UINT(rest(), 3750);
+}
+
+/* Calls that a trial made slow are too many: it has failed. */
+TEST(refusals_of_trials_make_them_rarer)
+{
+	const uint64_t rests[] = { 1000, 2000, 4000, 8000 };
+	unsigned i;
+
+	begin();
+	for (i = 0; i < 4; i++) {
+		counts.refused++;
+		EXPECT_FALSE(later(100, 3000));
+		counts.refused++;
+		EXPECT_FALSE(later(100, 100));
+		EXPECT_UINT(rest(), i == 0 ? 1000 : rests[i] - 250);
+	}
 }
 
 /* The real thing. */
@@ -159,6 +177,37 @@ static void policy_after_start(int before, int during)
 	env_uv_close(&env, closed);
 	EXPECT_INT(uv_run(&loop, UV_RUN_DEFAULT), 0);
 	EXPECT_INT(uv_loop_close(&loop), 0);
+}
+
+TEST(a_look_without_descriptors_is_not_the_last)
+{
+	static struct env_uv env;
+	struct rlimit before;
+	struct rlimit none;
+	struct preempt real;
+	uv_loop_t loop;
+
+	if (access("/proc/self/schedstat", R_OK) != 0)
+		return;
+	EXPECT_INT(getrlimit(RLIMIT_NOFILE, &before), 0);
+	EXPECT_INT(uv_loop_init(&loop), 0);
+	EXPECT_RC(env_uv_open(&env, &loop), RC_OK);
+	preempt_start(&real, &env.env, none_refused, NULL);
+	EXPECT_TRUE(real.timer.running);
+	preempt_stop(&real);
+	none = (struct rlimit){ 0, before.rlim_max };
+	EXPECT_INT(setrlimit(RLIMIT_NOFILE, &none), 0);
+	real.timer.cb(&real.timer);
+	EXPECT_INT(setrlimit(RLIMIT_NOFILE, &before), 0);
+	EXPECT_TRUE(real.timer.running);
+	EXPECT_TRUE(real.batch);
+	preempt_stop(&real);
+	env_uv_close(&env, closed);
+	EXPECT_INT(uv_run(&loop, UV_RUN_DEFAULT), 0);
+	EXPECT_INT(uv_loop_close(&loop), 0);
+	EXPECT_INT(
+		sched_setscheduler(0, SCHED_OTHER, &(struct sched_param){ 0 }),
+		0);
 }
 
 TEST(a_policy_that_somebody_chose_stays)
