@@ -247,3 +247,20 @@ enum rc unit_next(struct unit_r *u, struct unit_row *out)
 	e->rows--;
 	return RC_OK;
 }
+
+enum rc unit_rest(struct unit_r *u, struct pack_bytes *out)
+{
+	const uint8_t *from = u->entry->r.at;
+	struct unit_row row;
+	enum rc rc;
+
+	while ((rc = unit_next(u, &row)) == RC_OK)
+		;
+	*out = (struct pack_bytes){ from, (size_t)(u->entry->r.at - from) };
+	return rc == RC_EOF ? RC_OK : rc;
+}
+
+void units_read(const void *p, size_t n, uint32_t units, struct entry_r *out)
+{
+	*out = (struct entry_r){ .units = units, .r = pack_reader(p, n) };
+}

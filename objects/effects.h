@@ -14,7 +14,8 @@
  * is when it has applied exactly that. Rows are flat, four each; nil value: the
  * row is deleted.
  *
- * A unit is never split; what one event changed is in one unit. Applying is:
+ * A unit is never split; what one event changed is in one unit, which may have
+ * more of the same object (join.h). Applying is:
  * if flags has UNIT_WIPE, drop every row of the object; if it has UNIT_CLEAR,
  * drop every row but those of kind ROW_IDEM and ROW_IDEM_COUNT; then head; then
  * rows.
@@ -92,5 +93,9 @@ enum rc entry_next(struct entry_r *e, struct unit_r *out);
 bool entry_scrubs(const void *p, size_t n);
 /* Of the unit that entry_next gave last. RC_EOF after its last row. */
 enum rc unit_next(struct unit_r *u, struct unit_row *out);
+/* All rows that are left of it, as they are written. */
+enum rc unit_rest(struct unit_r *u, struct pack_bytes *out);
+/* Units alone, before they are an entry: for entry_next. */
+void units_read(const void *p, size_t n, uint32_t units, struct entry_r *out);
 
 #endif

@@ -678,6 +678,7 @@ static bool app_collect(struct app *a, uint64_t term, void **data,
 {
 	struct bridge *b = from_app(a);
 	struct chunk *c = TAILQ_FIRST(&b->chunks);
+	struct join *join = core_join(b->core);
 	struct pack_w w;
 	uint64_t stamp_ns;
 
@@ -688,9 +689,10 @@ static bool app_collect(struct app *a, uint64_t term, void **data,
 	if (c->scrub) {
 		entry_scrub(&w, stamp_ns, env_wall_ms(b->env), term);
 	} else if (pack_w_reserve(&w, c->units.n + ENTRY_HEAD_BYTES)) {
-		entry_begin(&w, stamp_ns, env_wall_ms(b->env), term,
-			    c->units_n);
-		pack_raw(&w, c->units.p, c->units.n);
+		entry_begin(
+			&w, stamp_ns, env_wall_ms(b->env), term,
+			join_read(join, c->units.p, c->units.n, c->units_n));
+		join_write(join, &w);
 	}
 	if (w.rc != RC_OK) {
 		pack_w_release(&w);

@@ -74,6 +74,7 @@ struct core {
 	struct stamps *stamps; /* NULL: no peers. */
 	struct residents *residents;
 	struct call_table *calls;
+	struct join join;
 	struct bridge *bridges[SHARDS_MAX];
 
 	struct usage *usage;
@@ -828,6 +829,7 @@ static void core_free(struct core *core)
 		residents_free(core->residents);
 	if (core->ballot != NULL)
 		ballot_close(core->ballot);
+	join_release(&core->join);
 	free(core->usage);
 	core->magic = 0;
 	free(core);
@@ -1016,6 +1018,11 @@ const struct members *core_members(const struct core *core)
 struct stamps *core_stamps(struct core *core)
 {
 	return core->stamps;
+}
+
+struct join *core_join(struct core *core)
+{
+	return &core->join;
 }
 
 struct forwards *core_forwards(struct core *core)

@@ -8,6 +8,7 @@
 
 #include "node/core/core.h"
 #include "node/core/stamps.h"
+#include "objects/join.h"
 #include "objects/object.h"
 
 struct call_table;
@@ -19,6 +20,8 @@ struct call_table *core_calls(struct core *core);
 struct forwards *core_forwards(struct core *core);
 /* NULL: this node has no peers. */
 struct stamps *core_stamps(struct core *core);
+/* For the entry that a shard collects. */
+struct join *core_join(struct core *core);
 /* This node leads shard `shard` now. */
 void core_leads(struct core *core, uint32_t shard);
 /* Check the caps of a tenant and the disk reserve, and book the change. */

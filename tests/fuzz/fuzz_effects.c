@@ -1,11 +1,11 @@
 /*
- * effects: any bytes as a log entry. What is read is within its bounds and
- * inside the entry; written again and read again it is the same, and not longer
- * than unit_bytes_max says.
+ * effects, join: any bytes as a log entry. What is read is within its bounds
+ * and inside the entry; written again and read again it is the same, and not
+ * longer than unit_bytes_max says. Joined it has the same rows.
  */
 #include <string.h>
 
-#include "objects/effects.h"
+#include "objects/join.h"
 #include "tests/fuzz/fuzz.h"
 
 static void must_lie_in(struct pack_bytes b, const uint8_t *p, size_t n)
@@ -91,6 +91,38 @@ static void there_and_back(const uint8_t *p, size_t n, uint32_t units)
 	pack_w_release(&w);
 }
 
+/* The units of a good entry, those of one object as one: no row is lost. */
+static void joined(const uint8_t *p, size_t n)
+{
+	struct join join;
+	struct pack_w units;
+	struct pack_w w;
+	struct entry_r e;
+	struct unit_r u;
+	uint32_t units_n = 0;
+	uint64_t rows = 0;
+
+	join_init(&join);
+	pack_w_init(&units, ENTRY_BYTES_MAX);
+	pack_w_init(&w, ENTRY_BYTES_MAX);
+	MUST(entry_read(p, n, &e) == RC_OK);
+	for (; entry_next(&e, &u) == RC_OK; units_n++) {
+		write_unit(&units, u);
+		rows += u.rows;
+	}
+	entry_begin(&w, e.stamp_ns, e.wall_ms, e.term,
+		    join_read(&join, units.p, units.n, units_n));
+	join_write(&join, &w);
+	MUST(w.rc == RC_OK && w.n <= n);
+	MUST(entry_read(w.p, w.n, &e) == RC_OK && e.units <= units_n);
+	while (entry_next(&e, &u) == RC_OK)
+		rows -= u.rows;
+	MUST(rows == 0 && e.r.at == e.r.end);
+	pack_w_release(&w);
+	pack_w_release(&units);
+	join_release(&join);
+}
+
 /* A good entry, without a look at its rows. */
 static void passed_over(const uint8_t *p, size_t n)
 {
@@ -132,6 +164,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
 	if (rc == RC_EOF) {
 		passed_over(p, n);
 		there_and_back(p, n, units);
+		if (units > 0)
+			joined(p, n);
 	}
 	return 0;
 }
