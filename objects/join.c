@@ -30,39 +30,41 @@ void join_release(struct join *j)
 	join_init(j);
 }
 
-/* Twice as many slots as units: there is always a free one. */
+/* Twice as many slots as units, so that there is always a free one, and no more
+ * than these units need: all are written. */
 static bool reserve(struct join *j, uint32_t units)
 {
-	uint32_t room = j->room > 0 ? j->room : UNITS_AT_FIRST;
+	uint32_t n = UNITS_AT_FIRST;
 
-	while (room < units)
-		room *= 2;
-	if (room == j->room)
-		return true;
-	join_release(j);
-	j->units = calloc(room, sizeof(*j->units));
-	j->slots = calloc(2 * (size_t)room, sizeof(*j->slots));
-	if (j->units == NULL || j->slots == NULL) {
+	while (n < units)
+		n *= 2;
+	if (n > j->room) {
 		join_release(j);
-		return false;
+		j->units = calloc(n, sizeof(*j->units));
+		j->slots = calloc(2 * (size_t)n, sizeof(*j->slots));
+		if (j->units == NULL || j->slots == NULL) {
+			join_release(j);
+			return false;
+		}
+		j->room = n;
 	}
-	j->room = room;
+	j->mask = 2 * n - 1;
+	memset(j->slots, 0xff, 2 * (size_t)n * sizeof(*j->slots)); /* NONE */
 	return true;
 }
 
 /* Where the object's last unit is, or is to be. */
 static uint32_t *slot_of(const struct join *j, const struct oid *oid)
 {
-	uint32_t mask = 2 * j->room - 1;
 	uint64_t at;
 
 	/* An id is a keyed hash already. */
 	memcpy(&at, oid->b, sizeof(at));
-	while (j->slots[at & mask] != NONE &&
-	       memcmp(&j->units[j->slots[at & mask]].is.oid, oid,
+	while (j->slots[at & j->mask] != NONE &&
+	       memcmp(&j->units[j->slots[at & j->mask]].is.oid, oid,
 		      sizeof(*oid)) != 0)
 		at++;
-	return &j->slots[at & mask];
+	return &j->slots[at & j->mask];
 }
 
 /* Unit `i`, the last that was read. */
@@ -95,7 +97,6 @@ uint32_t join_read(struct join *j, const void *p, size_t n, uint32_t units)
 	PRE(units <= ENTRY_UNITS_MAX);
 	j->n = 0;
 	if (units > 1 && reserve(j, units)) {
-		memset(j->slots, 0xff, 2 * j->room * sizeof(*j->slots));
 		units_read(p, n, units, &e);
 		for (i = 0; i < units; i++) {
 			CHECK(entry_next(&e, &u) == RC_OK);

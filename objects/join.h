@@ -20,6 +20,7 @@ struct join {
 	struct joined *units;
 	uint32_t *slots;
 	uint32_t room;
+	uint32_t mask;
 
 	struct pack_bytes all;
 	uint32_t all_n;

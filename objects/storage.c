@@ -2036,6 +2036,7 @@ enum rc storage_apply(struct storage *s, uint64_t index, uint64_t term,
 {
 	struct entry_r e;
 	struct unit_r u;
+	struct unit_row r;
 	enum rc rc;
 
 	CHECK_OBJ(s, STORAGE_MAGIC);
@@ -2052,8 +2053,8 @@ enum rc storage_apply(struct storage *s, uint64_t index, uint64_t term,
 	while (entry_next(&e, &u) == RC_OK)
 		change_unit(s->now, &u);
 	if (MUTANT(applied_twice) && entry_read(entry, n, &e) == RC_OK &&
-	    entry_next(&e, &u) == RC_OK)
-		change_unit(s->now, &u);
+	    entry_next(&e, &u) == RC_OK && unit_next(&u, &r) == RC_OK)
+		change_row(s->now, gen_change(s->now, &u.oid), &r);
 	s->applied.stamp_ns = e.stamp_ns;
 	s->applied.wall_ms = e.wall_ms;
 	applied(s, index, term);
