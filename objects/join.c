@@ -115,6 +115,21 @@ uint32_t join_read(struct join *j, const void *p, size_t n, uint32_t units)
 	return j->n;
 }
 
+size_t join_bytes_max(const struct join *j)
+{
+	size_t bytes = 0;
+	uint32_t i;
+
+	if (j->n == j->all_n)
+		return j->all.n;
+	for (i = 0; i < j->all_n; i++) {
+		bytes += j->units[i].rows.n;
+		if (!j->units[i].follows)
+			bytes += unit_bytes_max(j->units[i].is.head.n, 0, 0);
+	}
+	return bytes < j->all.n ? bytes : j->all.n;
+}
+
 void join_write(const struct join *j, struct pack_w *w)
 {
 	const struct joined *u;

@@ -34,7 +34,9 @@ void join_release(struct join *j);
  * unit_begin and unit_row and stay in place until join_write. How many they
  * are now. Without memory they stay apart. */
 uint32_t join_read(struct join *j, const void *p, size_t n, uint32_t units);
-/* Behind entry_begin. They take at most n bytes. */
+/* The most that they take now, at most n bytes. */
+size_t join_bytes_max(const struct join *j);
+/* Behind entry_begin. */
 void join_write(const struct join *j, struct pack_w *w);
 
 #endif

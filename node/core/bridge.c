@@ -681,6 +681,7 @@ static bool app_collect(struct app *a, uint64_t term, void **data,
 	struct join *join = core_join(b->core);
 	struct pack_w w;
 	uint64_t stamp_ns;
+	uint32_t units;
 
 	if (c == NULL || term != b->epoch)
 		return false;
@@ -688,10 +689,12 @@ static bool app_collect(struct app *a, uint64_t term, void **data,
 	pack_w_init(&w, ENTRY_BYTES_MAX);
 	if (c->scrub) {
 		entry_scrub(&w, stamp_ns, env_wall_ms(b->env), term);
-	} else if (pack_w_reserve(&w, c->units.n + ENTRY_HEAD_BYTES)) {
-		entry_begin(
-			&w, stamp_ns, env_wall_ms(b->env), term,
-			join_read(join, c->units.p, c->units.n, c->units_n));
+	} else {
+		units = join_read(join, c->units.p, c->units.n, c->units_n);
+		/* It stays in memory for a while: no more than it needs. */
+		(void)pack_w_reserve(&w,
+				     ENTRY_HEAD_BYTES + join_bytes_max(join));
+		entry_begin(&w, stamp_ns, env_wall_ms(b->env), term, units);
 		join_write(join, &w);
 	}
 	if (w.rc != RC_OK) {

@@ -60,11 +60,17 @@ static uint32_t joined(void)
 {
 	uint32_t n = join_read(&join, units.p, units.n, units_n);
 
+	size_t bytes = join_bytes_max(&join);
+	size_t head;
+
 	EXPECT_RC(units.rc, RC_OK);
 	pack_w_reset(&entry);
 	entry_begin(&entry, 5, 6, 7, n);
+	head = entry.n;
 	join_write(&join, &entry);
 	EXPECT_RC(entry.rc, RC_OK);
+	EXPECT_TRUE(entry.n - head <= bytes);
+	EXPECT_TRUE(bytes <= units.n);
 	return n;
 }
 
@@ -223,7 +229,7 @@ TEST(as_many_as_an_entry_takes)
 			row("key", "value");
 		}
 		EXPECT_UINT(joined(), 1);
-		EXPECT_TRUE(entry.n < units.n);
+		EXPECT_TRUE(join_bytes_max(&join) < entry.n + 64);
 		EXPECT_RC(entry_read(entry.p, entry.n, &e), RC_OK);
 		EXPECT_RC(entry_next(&e, &u), RC_OK);
 		EXPECT_UINT(u.rows, all[i]);
